@@ -1,0 +1,18 @@
+"""plugin.GRPCController: by Shutdown the host tells the plugin to leave; mirrors go-plugin's grpc_controller.go."""
+
+from collections.abc import Callable
+
+import grpc
+
+from goplugin import host_pb2, host_pb2_grpc
+
+
+class Controller(host_pb2_grpc.GRPCControllerServicer):
+    """Calls `stop` at Shutdown and answers at once: the host waits for the answer without a deadline."""
+
+    def __init__(self, stop: Callable[[str], None]) -> None:
+        self._stop = stop
+
+    def Shutdown(self, request: host_pb2.Empty, context: grpc.ServicerContext) -> host_pb2.Empty:
+        self._stop("Shutdown")
+        return host_pb2.Empty()

@@ -1,0 +1,96 @@
+"""When the plugin leaves: Shutdown, SIGTERM, or the host's death. Ctrl-C is no reason: that is the host's to decide.
+
+Mirrors what go-plugin's server.go and grpc_controller.go do, and adds the host's death: a plugin that stays behind
+holds the pipes that its host, or whoever started that, still waits on.
+"""
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Collection
+
+GRACE = 1.5  # seconds that calls in flight may take to finish; the host kills after 2
+LAST_RESORT = 0.3  # seconds that leaving may take after that, whatever threads or exit handlers still run
+
+_PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cannot tell of its end
+_PARENT = os.getppid()  # asked at import, long before the parent has a reason to leave
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C, which reaches host and plugin alike, to the host.
+
+    A handler that does nothing, not SIG_IGN: children of the plugin must not inherit the deafness.
+    """
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+
+
+class Lifetime:
+    """Waits, in the main thread and without waking up, for the first reason to leave; SIGTERM is one from the start."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+        # A pipe, since nothing else may be touched from a signal handler and wakes a poll() too.
+        self._stop_read, self._stop_write = os.pipe()
+        os.set_blocking(self._stop_write, False)
+        signal.signal(signal.SIGTERM, lambda signum, frame: self.stop("SIGTERM"))
+
+    def stop(self, reason: str) -> None:
+        """End `wait`, now or when it begins; from any thread, and from signal handlers."""
+        self._reason = self._reason or reason
+        try:
+            os.write(self._stop_write, b".")
+        except BlockingIOError:
+            pass  # it has been told so often that the pipe is full
+
+    def wait(self, host_pipes: Collection[int]) -> str:
+        """Block until there is a reason to leave, and return it.
+
+        host_pipes: our ends of the pipes that the host reads; the host is gone when their readers are, even
+        where a shell between us and the host lives on. Empty: the host's end, and our parent's, is no reason.
+        """
+        if not hasattr(select, "poll"):  # Windows: pipes and processes cannot be polled there
+            os.read(self._stop_read, 1)
+            return self._reason
+        poll = select.poll()
+        poll.register(self._stop_read, select.POLLIN)
+        for fd in host_pipes:
+            poll.register(fd, 0)  # errors only: POLLERR or POLLHUP once nobody can read it any more
+        parent = _open_process(_PARENT) if host_pipes else None
+        if parent is not None:
+            poll.register(parent, select.POLLIN)
+        timeout = _PARENT_CHECK * 1000 if host_pipes and parent is None else None
+        try:
+            while True:
+                if host_pipes and os.getppid() != _PARENT:
+                    return "the process that started this plugin is gone"
+                ready = {fd for fd, _ in poll.poll(timeout)}
+                if self._stop_read in ready:
+                    return self._reason
+                if ready.intersection(host_pipes):
+                    return "the host is gone"
+        finally:
+            if parent is not None:
+                os.close(parent)
+
+
+def leave_within(seconds: float) -> None:
+    """End the process with exit code 0 if it has not ended by itself by then.
+
+    Returning from main() is the ordinary end; this is for threads that main()'s end would wait for.
+    """
+
+    def leave() -> None:
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def _open_process(pid: int) -> int | None:
+    """A file descriptor that becomes readable when the process ends; None where there is no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox; or gone already
+        return None

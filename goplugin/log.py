@@ -1,0 +1,165 @@
+"""Python's `logging` as the host's log reads it: one hclog JSON object per line on the real stderr.
+
+Mirrors the output of go-hclog, which plugins in Go log with, and what go-plugin's log_entry.go and client.go
+(logStderr) accept: the host panics if @message, @level or @timestamp is no string, takes the line for plain text if
+@timestamp has not six digits of a second or the line is over 64 KiB, and knows no level "warning".
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Any
+
+STDERR = 2  # the real one: sys.stderr goes to the host's SyncStderr once the plugin serves
+LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
+
+_TRACE = 5
+_LEVELS = {"trace": _TRACE, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
+_LEVELS |= {"warning": logging.WARNING, "error": logging.ERROR, "off": logging.CRITICAL + 1}
+
+_LINE_LIMIT = (
+    64 * 1024
+)  # bytes of a line, its end included, that the host reads whole (ClientConfig.PluginLogBufferSize)
+_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def set_up() -> None:
+    """Send to the host's log: all of `logging`, warnings, and the exceptions that nobody catches.
+
+    The lowest level that is sent is in the environment variable PLUGIN_LOG_LEVEL: trace, debug, info, warn, error or
+    off. Without it everything is: the host filters by its own level, as it does with a plugin in Go.
+    """
+    logging.addLevelName(_TRACE, "TRACE")
+    root = logging.getLogger()
+    root.addHandler(HclogHandler())
+    name = os.environ.get(LEVEL_VARIABLE, "trace")
+    root.setLevel(_LEVELS.get(name.strip().lower(), _TRACE))
+    if name.strip().lower() not in _LEVELS:
+        logging.getLogger(__name__).warning("%s=%s is no level, everything is logged", LEVEL_VARIABLE, name)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+
+
+class HclogHandler(logging.Handler):
+    """Writes each record as one line of hclog's JSON to the real stderr. It never raises."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = memoryview(hclog_line(record))
+        # Nobody reads the log of a plugin that outlived its host: that must not stop it.
+        with contextlib.suppress(OSError):
+            while line:
+                line = line[os.write(STDERR, line) :]
+
+
+def hclog_line(record: logging.LogRecord) -> bytes:
+    """The record as a line of hclog's JSON: ASCII, one "\\n" at the end, at most 64 KiB, whatever the record holds.
+
+    Each key of the record's `extra` becomes a pair; an exception or a stack becomes the pair "stacktrace". What is
+    no JSON is given as its repr(). What exceeds the line is cut from the longest text, with a note of how much.
+    """
+    pairs: dict[str, Any] = {}
+    try:
+        message = record.getMessage()
+    except Exception as error:  # arguments that do not fit the format, a __str__ that raises
+        message = _repr(record.msg)
+        pairs = {"args": _repr(record.args), "format_error": _repr(error)}
+    # A pair named "@level" would replace the record's own and, not being a string, end the host.
+    extra = ((str(key), value) for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES)
+    pairs |= {f"_{key}" if key.startswith("@") else key: value for key, value in extra}
+    if record.exc_info:
+        pairs["stacktrace"] = _traceback(record.exc_info)
+    elif record.exc_text or record.stack_info:
+        pairs["stacktrace"] = record.exc_text or record.stack_info
+    own = {
+        "@level": _level(record.levelno),
+        "@message": message,
+        "@module": str(record.name),
+        "@timestamp": _timestamp(record.created),
+    }
+    return _fit({key: _json(value) for key, value in (own | pairs).items()}).encode("ascii")
+
+
+def _level(levelno: int) -> str:
+    for name, lowest in (("error", logging.ERROR), ("warn", logging.WARNING), ("info", logging.INFO)):
+        if levelno >= lowest:
+            return name
+    return "debug" if levelno >= logging.DEBUG else "trace"
+
+
+def _timestamp(seconds: float) -> str:
+    whole, micro = divmod(round(seconds * 1_000_000), 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{micro:06d}Z"
+
+
+def _json(value: Any) -> str:
+    """The value as JSON that the host can read; its repr(), as a JSON string, if JSON has no such value."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except Exception:  # no such type, NaN, a circle, a dict that another thread changes
+        return json.dumps(_repr(value))
+    # Numbers are float64 to the host: beyond 2**53 it would show another one, beyond 1e308 refuse the whole line.
+    if (type(value) is int and abs(value) > 2**53) or re.search(r"\d{300}", text):
+        return json.dumps(text)
+    return text
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr() raises {type(error).__name__}>"
+
+
+def _traceback(exc_info: Any) -> str:
+    try:
+        return "".join(traceback.format_exception(*exc_info)).rstrip()
+    except Exception as error:  # an exception whose __str__ raises
+        return f"{_repr(exc_info)}, whose traceback raises {type(error).__name__}"
+
+
+def _fit(fields: dict[str, str]) -> str:
+    """The fields, each value already JSON, as one line within the limit."""
+    line = _line(fields)
+    for key in sorted(fields, key=lambda key: len(fields[key]), reverse=True):
+        excess = len(line) - _LINE_LIMIT
+        if excess <= 0:
+            return line
+        text = json.loads(fields[key]) if fields[key].startswith('"') else fields[key]
+        keep = len(text)
+        while keep and len(json.dumps(text[:keep])) > len(fields[key]) - excess - 40:
+            keep = keep * 9 // 10
+        fields = fields | {key: json.dumps(f"{text[:keep]}... ({len(text) - keep} characters cut)")}
+        line = _line(fields)
+    if len(line) > _LINE_LIMIT:  # so many pairs, or such long names, that even cut to nothing they do not fit
+        line = _line({key: fields[key] for key in fields if key.startswith("@")})
+    return line
+
+
+def _line(fields: dict[str, str]) -> str:
+    return "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in fields.items()) + "}\n"
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, where: str = "uncaught exception"
+) -> None:
+    logging.getLogger("goplugin").critical("%s: %s", where, kind.__name__, exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        where = f"uncaught exception in thread {args.thread.name if args.thread else '(gone)'}"
+        _log_uncaught(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback, where)
+
+
+def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
+    where = f"{args.err_msg or 'exception ignored in'} {_repr(args.object)}"
+    _log_uncaught(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback, where)

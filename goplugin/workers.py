@@ -1,0 +1,154 @@
+"""A thread pool for grpc.server: few threads for handlers that compute, many for handlers that wait.
+
+It knows nothing of plugins and can be copied into any gRPC server. Python runs one thread at a time, so handlers
+that compute are fastest on few threads; handlers that wait (for a cloud API, a disk) each need a thread. So the pool
+starts small and grows only when work has waited for a moment without any of it being taken up.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+_Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class Workers(Executor):
+    """An Executor that grows when work waits and shrinks when it does not.
+
+    min_threads: kept, once started. max_threads: more work than that waits in a queue.
+    patience: seconds that work waits, none of it being taken up, before the pool grows.
+    idle: seconds after which a thread above min_threads ends for want of work.
+
+    Its threads are daemons: a handler that never returns does not keep the process alive.
+    """
+
+    def __init__(
+        self, min_threads: int = 4, max_threads: int = 512, *, patience: float = 0.005, idle: float = 10.0
+    ) -> None:
+        if not 0 < min_threads <= max_threads:
+            raise ValueError(f"Workers needs 0 < min_threads <= max_threads, not {min_threads} and {max_threads}")
+        self._min, self._max, self._patience, self._idle = min_threads, max_threads, patience, idle
+        self._lock = threading.Lock()
+        self._waiting: deque[_Task] = deque()
+        self._resting: list[_Worker] = []  # a stack: the last to rest is the first to work, so the others can end
+        self._all: set[_Worker] = set()
+        self._taken = 0  # tasks taken up so far; only ever compared
+        self._pressed = threading.Event()  # work waits: somebody must watch whether it is taken up
+        self._watcher: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run fn(*args, **kwargs) in a thread of the pool; RuntimeError after shutdown."""
+        future: Future[Any] = Future()
+        task = (future, fn, args, kwargs)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._resting:
+                self._resting.pop().give(task)
+                return future
+            if len(self._all) < self._min:
+                self._hire(task)
+                return future
+            self._waiting.append(task)
+            if self._pressed.is_set() or len(self._all) >= self._max:
+                return future
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="workers-watcher", daemon=True)
+                self._watcher.start()
+            self._pressed.set()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work; by default, wait until what was taken is done."""
+        with self._lock:
+            self._closed = True
+            if cancel_futures:
+                for task in self._waiting:
+                    task[0].cancel()
+                self._waiting.clear()
+            for worker in self._resting:
+                worker.give(None)
+            self._resting.clear()
+            workers = list(self._all)
+        self._pressed.set()  # lets the watcher end
+        if wait:
+            for worker in workers:
+                worker.thread.join()
+
+    def _hire(self, task: _Task) -> None:
+        """Start a thread that begins with the task. Called with the lock held."""
+        worker = _Worker(self)
+        worker.give(task)
+        self._all.add(worker)
+        worker.thread.start()
+
+    def _watch(self) -> None:
+        """Double the threads whenever work has waited for the pool's patience and none was taken up."""
+        while not self._closed:
+            self._pressed.wait()
+            taken = self._taken
+            time.sleep(self._patience)
+            with self._lock:
+                if not self._waiting or len(self._all) >= self._max:
+                    self._pressed.clear()
+                elif self._taken == taken:
+                    for _ in range(min(len(self._all), len(self._waiting), self._max - len(self._all))):
+                        self._hire(self._waiting.popleft())
+
+    def _next(self, worker: "_Worker") -> _Task | None:
+        """The worker's next task, waited for; None when its thread shall end."""
+        with self._lock:
+            if self._waiting:
+                self._taken += 1
+                return self._waiting.popleft()
+            if self._closed:
+                self._all.discard(worker)
+                return None
+            self._resting.append(worker)
+        if not worker.wait(self._idle if len(self._all) > self._min else -1):
+            with self._lock:
+                if worker in self._resting and len(self._all) > self._min:
+                    self._resting.remove(worker)
+                    self._all.discard(worker)
+                    return None
+            worker.wait(-1)  # given a task in the last moment, or needed after all
+        return worker.task
+
+
+class _Worker:
+    """One thread, and the place where it is given its next task."""
+
+    def __init__(self, pool: Workers) -> None:
+        self.task: _Task | None = None
+        self._given = threading.Lock()
+        self._given.acquire()
+        self.thread = threading.Thread(target=self._run, args=(pool,), name="worker", daemon=True)
+
+    def give(self, task: _Task | None) -> None:
+        self.task = task
+        self._given.release()
+
+    def wait(self, timeout: float) -> bool:
+        return self._given.acquire(timeout=timeout)
+
+    def _run(self, pool: Workers) -> None:
+        self.wait(-1)
+        task = self.task
+        while task is not None:
+            future, fn, args, kwargs = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:  # the future carries it, as in concurrent.futures
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            # Nothing of a finished task, a request of 64 MiB say, is kept while the thread rests.
+            del task, future, fn, args, kwargs
+            self.task = None
+            task = pool._next(self)

@@ -1,0 +1,378 @@
+// The host of the tests: it starts a plugin with go-plugin, exactly as any Go program does, and does with it what it
+// is told on standard input, one JSON object a line; so it answers on standard output, in whatever order it ends.
+//
+// It knows no service: requests and responses are bytes, which the tests encode and decode.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+// config is the host's only argument: the ClientConfig to use.
+type config struct {
+	Cmd         []string  `json:"cmd"`
+	Dir         string    `json:"dir"`
+	Cookie      [2]string `json:"cookie"`
+	Versions    []int     `json:"versions"`
+	MinPort     uint      `json:"min_port"`
+	MaxPort     uint      `json:"max_port"`
+	AutoMTLS    bool      `json:"auto_mtls"`
+	Certificate [2]string `json:"certificate"` // files of our certificate and key, for a plugin with a TLSProvider
+	Multiplex   bool      `json:"multiplex"`
+	Runner      bool      `json:"runner"` // start it by a RunnerFunc, as a container runner does
+	Group       string    `json:"group"`
+	Reattach    *reattach `json:"reattach"`
+	StderrFile  string    `json:"stderr_file"`
+}
+
+// reattach is one entry of the JSON that Terraform reads from TF_REATTACH_PROVIDERS.
+type reattach struct {
+	Protocol        string
+	ProtocolVersion int
+	Pid             int
+	Test            bool
+	Addr            struct{ Network, String string }
+}
+
+type request struct {
+	ID      int    `json:"id"`
+	Op      string `json:"op"`
+	Method  string `json:"method"`
+	Message []byte `json:"message"` // base64 in JSON
+	Repeat  int    `json:"repeat"`
+	Stream  int    `json:"stream"`
+	Broker  uint32 `json:"broker"`
+	Seconds float64
+}
+
+type response map[string]any
+
+// rawCodec leaves messages as the bytes that they are.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = append([]byte{}, data...)
+	return nil
+}
+func (rawCodec) Name() string { return "proto" }
+
+// rawPlugin hands out the connection and the broker themselves.
+type rawPlugin struct {
+	plugin.NetRPCUnsupportedPlugin
+	version int
+}
+
+type dispensed struct {
+	conn    *grpc.ClientConn
+	broker  *plugin.GRPCBroker
+	version int
+}
+
+func (*rawPlugin) GRPCServer(*plugin.GRPCBroker, *grpc.Server) error { return nil }
+func (p *rawPlugin) GRPCClient(_ context.Context, b *plugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
+	return &dispensed{c, b, p.version}, nil
+}
+
+// buffer collects what several goroutines write.
+type buffer struct {
+	mu   sync.Mutex
+	data bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data.Write(p)
+}
+
+func (b *buffer) bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]byte{}, b.data.Bytes()...)
+}
+
+type host struct {
+	client              *plugin.Client
+	plugin              *dispensed
+	log, stdout, stderr buffer
+	mu                  sync.Mutex
+	streams             map[int]grpc.ClientStream
+	cancels             map[int]context.CancelFunc
+	brokered            map[uint32]*grpc.ClientConn
+	servers             map[uint32]*grpc.Server
+}
+
+func main() {
+	var c config
+	if err := json.Unmarshal([]byte(os.Args[1]), &c); err != nil {
+		panic(err)
+	}
+	h := &host{
+		streams: map[int]grpc.ClientStream{}, cancels: map[int]context.CancelFunc{},
+		brokered: map[uint32]*grpc.ClientConn{}, servers: map[uint32]*grpc.Server{},
+	}
+	h.client = plugin.NewClient(h.clientConfig(c))
+	defer h.client.Kill()
+
+	out := json.NewEncoder(os.Stdout)
+	var outMu sync.Mutex
+	in := bufio.NewReader(os.Stdin)
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var r request
+		if err := json.Unmarshal(line, &r); err != nil {
+			panic(err)
+		}
+		go func() {
+			answer, err := h.do(r)
+			if answer == nil {
+				answer = response{}
+			}
+			if err != nil {
+				s := status.Convert(err)
+				answer["error"], answer["code"] = s.Message(), s.Code().String()
+			}
+			answer["id"] = r.ID
+			outMu.Lock()
+			defer outMu.Unlock()
+			_ = out.Encode(answer)
+		}()
+	}
+}
+
+func (h *host) clientConfig(c config) *plugin.ClientConfig {
+	cc := &plugin.ClientConfig{
+		HandshakeConfig: plugin.HandshakeConfig{
+			MagicCookieKey: c.Cookie[0], MagicCookieValue: c.Cookie[1]},
+		VersionedPlugins: map[int]plugin.PluginSet{},
+		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
+		MinPort:          c.MinPort, MaxPort: c.MaxPort,
+		AutoMTLS:            c.AutoMTLS,
+		GRPCBrokerMultiplex: c.Multiplex,
+		SyncStdout:          &h.stdout, SyncStderr: &h.stderr,
+		StartTimeout: 30 * time.Second,
+		Logger: hclog.New(&hclog.LoggerOptions{
+			Name: "host", Level: hclog.Trace, Output: &h.log, JSONFormat: true}),
+	}
+	for _, v := range c.Versions {
+		cc.VersionedPlugins[v] = plugin.PluginSet{"raw": &rawPlugin{version: v}}
+	}
+	if c.StderrFile != "" {
+		f, err := os.Create(c.StderrFile)
+		if err != nil {
+			panic(err)
+		}
+		cc.Stderr = f
+	}
+	if c.Certificate[0] != "" {
+		pair, err := tls.LoadX509KeyPair(c.Certificate[0], c.Certificate[1])
+		if err != nil {
+			panic(err)
+		}
+		// The test's certificates are self-signed, and one serves both sides.
+		cc.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}
+	}
+	switch {
+	case c.Reattach != nil:
+		r := c.Reattach
+		var addr net.Addr = &net.UnixAddr{Net: "unix", Name: r.Addr.String}
+		if r.Addr.Network == "tcp" {
+			addr, _ = net.ResolveTCPAddr("tcp", r.Addr.String)
+		}
+		cc.Reattach = &plugin.ReattachConfig{Protocol: plugin.Protocol(r.Protocol),
+			ProtocolVersion: r.ProtocolVersion, Pid: r.Pid, Test: r.Test, Addr: addr}
+		cc.Plugins = cc.VersionedPlugins[r.ProtocolVersion]
+	case c.Runner:
+		cc.UnixSocketConfig = &plugin.UnixSocketConfig{Group: c.Group, TempDir: c.Dir}
+		cc.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
+			cmd := exec.Command(c.Cmd[0], c.Cmd[1:]...)
+			cmd.Dir, cmd.Env = c.Dir, spec.Env
+			return newRunner(cmd)
+		}
+	default:
+		cc.Cmd = exec.Command(c.Cmd[0], c.Cmd[1:]...)
+		cc.Cmd.Dir = c.Dir
+	}
+	return cc
+}
+
+func (h *host) do(r request) (response, error) {
+	switch r.Op {
+	case "start":
+		begin := time.Now()
+		protocol, err := h.client.Client()
+		if err != nil {
+			return nil, err
+		}
+		raw, err := protocol.Dispense("raw")
+		if err != nil {
+			return nil, err
+		}
+		h.plugin = raw.(*dispensed)
+		answer := response{"seconds": time.Since(begin).Seconds(), "version": h.client.NegotiatedVersion()}
+		if re := h.client.ReattachConfig(); re != nil {
+			answer["network"], answer["address"] = re.Addr.Network(), re.Addr.String()
+			answer["pid"] = re.Pid
+		}
+		return answer, nil
+
+	case "ping":
+		protocol, err := h.client.Client()
+		if err != nil {
+			return nil, err
+		}
+		return nil, protocol.Ping()
+
+	case "call": // a unary call; Repeat of them, in that many goroutines, when set
+		conn := h.conn(r.Broker)
+		if r.Repeat == 0 {
+			ctx, cancel := r.context()
+			defer cancel()
+			var out []byte
+			err := conn.Invoke(ctx, r.Method, &r.Message, &out, grpc.ForceCodec(rawCodec{}))
+			return response{"message": out}, err
+		}
+		errs := make(chan error, r.Repeat)
+		begin := time.Now()
+		for range r.Repeat {
+			go func() {
+				var out []byte
+				errs <- conn.Invoke(context.Background(), r.Method, &r.Message, &out, grpc.ForceCodec(rawCodec{}))
+			}()
+		}
+		var all []error
+		for range r.Repeat {
+			all = append(all, <-errs)
+		}
+		return response{"seconds": time.Since(begin).Seconds()}, errors.Join(all...)
+
+	case "open": // a stream of any kind, known as Stream from here on
+		ctx, cancel := r.context()
+		s, err := h.conn(r.Broker).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+			r.Method, grpc.ForceCodec(rawCodec{}))
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.streams[r.Stream], h.cancels[r.Stream] = s, cancel
+		return nil, nil
+	case "send":
+		return nil, h.stream(r).SendMsg(&r.Message)
+	case "half_close":
+		return nil, h.stream(r).CloseSend()
+	case "recv":
+		var out []byte
+		err := h.stream(r).RecvMsg(&out)
+		if errors.Is(err, io.EOF) {
+			return response{"end": true}, nil
+		}
+		return response{"message": out}, err
+	case "cancel":
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.cancels[r.Stream]()
+		return nil, nil
+
+	case "accept": // serve under a brokered id: any method answers what it was asked
+		go h.plugin.broker.AcceptAndServe(r.Broker, func(opts []grpc.ServerOption) *grpc.Server {
+			opts = append(opts, grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(echo),
+				grpc.MaxRecvMsgSize(1<<30), grpc.MaxSendMsgSize(1<<30))
+			s := grpc.NewServer(opts...)
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.servers[r.Broker] = s
+			return s
+		})
+		return nil, nil
+	case "stop": // what "accept" began
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.servers[r.Broker].Stop()
+		return nil, nil
+	case "dial": // what the plugin serves under a brokered id
+		conn, err := h.plugin.broker.Dial(r.Broker)
+		if err != nil {
+			return nil, err
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.brokered[r.Broker] = conn
+		return nil, nil
+	case "next_id":
+		return response{"broker": h.plugin.broker.NextId()}, nil
+
+	case "disconnect":
+		return nil, h.plugin.conn.Close()
+	case "log":
+		return response{"text": string(h.log.bytes())}, nil
+	case "stdio":
+		return response{"stdout": h.stdout.bytes(), "stderr": h.stderr.bytes()}, nil
+	case "exited":
+		return response{"exited": h.client.Exited()}, nil
+	case "kill":
+		begin := time.Now()
+		h.client.Kill()
+		return response{"seconds": time.Since(begin).Seconds()}, nil
+	}
+	return nil, fmt.Errorf("no such op: %q", r.Op)
+}
+
+func (h *host) conn(broker uint32) *grpc.ClientConn {
+	if broker == 0 {
+		return h.plugin.conn
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.brokered[broker]
+}
+
+func (h *host) stream(r request) grpc.ClientStream {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.streams[r.Stream]
+}
+
+func (r request) context() (context.Context, context.CancelFunc) {
+	if r.Seconds == 0 {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeout(context.Background(), time.Duration(r.Seconds*float64(time.Second)))
+}
+
+func echo(_ any, stream grpc.ServerStream) error {
+	for {
+		var message []byte
+		if err := stream.RecvMsg(&message); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := stream.SendMsg(&message); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,185 @@
+"""From the start of the script to its handshake line, as a host and as a person see it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import probe
+import pytest
+from conftest import PLUGINS, ROOT, CallError, World
+from kv import put
+
+HOSTS_VARIABLES = {
+    "BASIC_PLUGIN": "hello",
+    "PLUGIN_MIN_PORT": "10000",
+    "PLUGIN_MAX_PORT": "25000",
+    "PLUGIN_PROTOCOL_VERSIONS": "1",
+}
+
+
+def run(world: World, *, script: Path = ROOT / "plugin.py", **variables: str) -> "subprocess.Popen[bytes]":
+    """The plugin with a host's variables, and others, but with the test at the other end of its pipes."""
+    return world.run(sys.executable, script, env={**world.env, **HOSTS_VARIABLES, **variables})
+
+
+def line(process: "subprocess.Popen[bytes]") -> str:
+    assert process.stdout
+    return process.stdout.readline().decode()
+
+
+def end(process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
+    """Ask it to leave: exit code, rest of stdout, stderr."""
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    return process.returncode, out.decode(), err.decode()
+
+
+def test_the_line_is_exact_and_all_there_is(world: World) -> None:
+    process = run(world)
+    match = re.fullmatch(r"1\|1\|tcp\|127\.0\.0\.1:(\d+)\|grpc\n", line(process))
+    assert match
+    assert 10000 <= int(match[1]) <= 25000
+    assert end(process)[:2] == (0, "")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_two_plugins_never_share_a_port(world: World) -> None:
+    """Sixteen at once in a range of sixteen: each gets one, and the seventeenth a clear error."""
+    low = next(low for low in range(40000, 60000, 16) if all(is_free(port) for port in range(low, low + 16)))
+
+    def start() -> "subprocess.Popen[bytes]":
+        return run(world, PLUGIN_MIN_PORT=str(low), PLUGIN_MAX_PORT=str(low + 15))
+
+    processes = [start() for _ in range(16)]
+    addresses = [line(process).split("|")[3] for process in processes]
+    assert len(set(addresses)) == 16
+    late = start()
+    out, err = late.communicate()
+    assert (late.returncode, out) == (1, b"")
+    assert f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={low} to PLUGIN_MAX_PORT={low + 15} is free" in err.decode()
+    for process in processes:
+        assert end(process)[0] == 0
+
+
+def test_any_port_where_the_host_names_none(world: World) -> None:
+    process = run(world, PLUGIN_MIN_PORT="", PLUGIN_MAX_PORT="")
+    assert int(line(process).split("|")[3].split(":")[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "error"),
+    [
+        ("200", "100", "PLUGIN_MIN_PORT=200 is greater than PLUGIN_MAX_PORT=100"),
+        ("10000", "", "PLUGIN_MIN_PORT=10000 is greater than PLUGIN_MAX_PORT=0"),
+        ("ten", "100", "PLUGIN_MIN_PORT='ten' is not a port"),
+        ("1_0", "100", "PLUGIN_MIN_PORT='1_0' is not a port"),
+        ("-1", "100", "PLUGIN_MIN_PORT='-1' is not a port"),
+        ("10000", "65536", "PLUGIN_MAX_PORT='65536' is not a port"),
+    ],
+)
+def test_an_invalid_range_is_a_clear_error(world: World, low: str, high: str, error: str) -> None:
+    process = run(world, PLUGIN_MIN_PORT=low, PLUGIN_MAX_PORT=high)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, b"")
+    assert error in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+@pytest.mark.parametrize("value", [None, "", "goodbye"])
+def test_started_by_a_person(world: World, value: str | None) -> None:
+    env = {**world.env, **({} if value is None else {"BASIC_PLUGIN": value})}
+    process = world.run(sys.executable, ROOT / "plugin.py", env=env)
+    out, err = process.communicate(timeout=10)
+    text = err.decode()
+    assert (process.returncode, out) == (1, b"")
+    assert "This program is a plugin" in text
+    assert 'KV_PLUGIN="python plugin.py" go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
+    assert "Traceback" not in text
+    assert len(text.splitlines()) < 12
+
+
+def test_a_host_with_another_cookie_is_told_the_same(world: World) -> None:
+    process = run(world, BASIC_PLUGIN="goodbye")
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, b"")
+    assert b"This program is a plugin" in err
+
+
+@pytest.mark.parametrize(
+    ("served", "offered", "chosen"),
+    [
+        ("1", "1", 1),
+        ("5,6", "6,5", 6),
+        ("6,5", "5,6", 6),
+        ("5,6", "4,5", 5),
+        ("5,6", "7", 5),
+        ("5,6", "", 5),
+        ("5,6", "+6", 6),
+        ("5,6", "six,6", 6),
+        ("5,6", " 6,1_0", 5),
+        ("0,2", "2,0,1", 2),
+    ],
+)
+def test_app_protocol_version(world: World, served: str, offered: str, chosen: int) -> None:
+    variables = {"PROBE_COOKIE": "probe", "PROBE_VERSIONS": served, "PLUGIN_PROTOCOL_VERSIONS": offered}
+    process = run(world, script=PLUGINS / "probe_plugin.py", **variables)
+    assert line(process).split("|")[:2] == ["1", str(chosen)]
+    code, _, err = end(process)
+    assert code == 0
+    assert ("is not a number" in err) == bool(re.search("six|_", offered))
+
+
+def test_the_host_says_that_no_version_is_common(world: World) -> None:
+    host = world.host(versions=[4])
+    with pytest.raises(CallError, match="incompatible API version with plugin. Plugin version: 1"):
+        host.ask("start")
+
+
+def test_stray_output_never_breaks_the_handshake(world: World) -> None:
+    """Neither at import, by print, write(1), a C library, a child and a shell, nor later, 1 MB of it."""
+    world.env["PROBE_NOISY"] = "1"
+    host = probe.start(world)
+    for text in ("stray print", "stray write", "stray line of a C", "stray line of a child", "stray line of a shell"):
+        assert host.logged(text), text
+    probe.do(host, "write_fd", [1, "x" * 70_000 + "\n", 15])
+    assert probe.do(host, "echo", "still here") == "still here"
+
+
+def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> None:
+    code = "import sys, signal, plugin; print(sys.stdout.fileno(), signal.getsignal(signal.SIGINT).__name__)"
+    process = world.run(sys.executable, "-c", code)
+    out, err = process.communicate(timeout=10)
+    assert (out, err) == (b"1 default_int_handler\n", b"")
+
+
+def test_arguments_of_the_host_are_left_alone(world: World) -> None:
+    host = world.started(cmd=[sys.executable, str(ROOT / "plugin.py"), "--config", "file", "--log-level=debug", "x"])
+    put(host, "k", b"v")
+
+
+def test_stdin_is_left_alone(world: World) -> None:
+    """The host passes its own stdin on; what stands in it is for others."""
+    read, write = os.pipe()
+    os.write(write, b"for the plugin's own code\n")
+    process = world.run(sys.executable, ROOT / "plugin.py", stdin=read, env={**world.env, **HOSTS_VARIABLES})
+    line(process)
+    assert end(process)[0] == 0
+    assert os.read(read, 100) == b"for the plugin's own code\n"
+    os.close(read)
+    os.close(write)
+
+
+def test_health(world: World) -> None:
+    host = world.started()
+    host.ask("ping")
+    assert host.call("/grpc.health.v1.Health/Check", b"\x0a\x06plugin") == b"\x08\x01"
+    with pytest.raises(CallError, match="NotFound"):
+        host.call("/grpc.health.v1.Health/Check", b"\x0a\x06nobody")

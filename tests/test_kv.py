@@ -1,0 +1,168 @@
+"""The KV service, as a Go host and go-plugin's own KV programs see it."""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PLUGINS, ROOT, CallError, World
+from kv import SUFFIX, get, put
+
+import kv_pb2
+
+
+@pytest.mark.parametrize("value", [b"", b"world", b"\xff\xfe\x00\n|", os.urandom(64 << 20)], ids=len)
+def test_values_are_bytes(world: World, value: bytes) -> None:
+    host = world.started()
+    put(host, "hello", value)
+    assert (world.folder / "kv_hello").read_bytes() == value + SUFFIX
+    assert hashlib.sha256(get(host, "hello")).digest() == hashlib.sha256(value + SUFFIX).digest()
+
+
+def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
+    """The README's command, and files interchangeable with the Go plugin's, both ways."""
+    python, go = shlex.join([sys.executable, str(ROOT / "plugin.py")]), str(example("grpc/plugin-go-grpc"))
+
+    def kv(plugin: str, *arguments: str) -> str:
+        env = {**world.env, "KV_PROTO": "grpc", "KV_PLUGIN": plugin}
+        run = subprocess.run([example("grpc"), *arguments], cwd=world.folder, env=env, capture_output=True, check=True)
+        return run.stdout.decode()
+
+    kv(python, "put", "hello", "wörld")
+    assert kv(python, "get", "hello") == kv(go, "get", "hello") == "wörld\n\nWritten from plugin-python\n"
+    kv(go, "put", "hällo wörld", "world")
+    assert kv(python, "get", "hällo wörld") == "world\n\nWritten from plugin-go-grpc\n"
+
+
+def test_put_survives_sigkill(world: World) -> None:
+    host = world.started()
+    put(host, "hello", b"world")
+    for plugin in world.plugins():
+        plugin.kill()
+    assert (world.folder / "kv_hello").read_bytes() == b"world" + SUFFIX
+
+
+def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
+    for attempt in range(8):
+        host = world.started()
+        put(host, "hello", b"old")
+        begun = host.begin(
+            "call",
+            method="/proto.KV/Put",
+            message=kv_pb2.PutRequest(key="hello", value=b"new" * 20_000_000).SerializeToString(),
+        )
+        # Killed while the new value is being written: its file stands beside, incomplete.
+        enough = attempt * 5_000_000
+        while not any(file.stat().st_size > enough for file in world.folder.glob(".kv_*")):
+            time.sleep(0.001)
+        for plugin in world.plugins():
+            plugin.kill()
+        with pytest.raises(CallError):
+            begun()
+        host.close()
+        value = (world.folder / "kv_hello").read_bytes()
+        assert value in (b"old" + SUFFIX, b"new" * 20_000_000 + SUFFIX)
+        for file in world.folder.glob(".kv_*"):
+            file.unlink()
+
+
+def test_16_puts_at_once_leave_one_of_them(world: World) -> None:
+    host = world.started()
+    values = [bytes([65 + i]) * 1_000_000 for i in range(16)]
+    calls = [
+        host.begin("call", method="/proto.KV/Put", message=kv_pb2.PutRequest(key="k", value=value).SerializeToString())
+        for value in values
+    ]
+    for call in calls:
+        call()
+    assert get(host, "k") in [value + SUFFIX for value in values]
+    assert [file.name for file in world.folder.iterdir()] == ["kv_k"]
+
+
+@pytest.mark.parametrize(
+    ("key", "file"),
+    [
+        ("../escape", "kv_..%2Fescape"),
+        ("/etc/passwd", "kv_%2Fetc%2Fpasswd"),
+        ("a\\b", "kv_a%5Cb"),
+        ("nul\0", "kv_nul%00"),
+        ("line\nend\x7f\x85", "kv_line%0Aend%7F%C2%85"),
+        ("100%", "kv_100%25"),
+        ("%2F", "kv_%252F"),
+        ("..", "kv_.."),
+        ("a b:c*ü.txt", "kv_a b:c*ü.txt"),
+        ("pb2.py", "kv_pb2%2Epy"),
+        ("PB2.py", "kv_PB2%2Epy"),
+        ("pb2_grpc.py", "kv_pb2_grpc%2Epy"),
+        ("pb2.cpython-311-x86_64-linux-gnu.so", "kv_pb2%2Ecpython-311-x86_64-linux-gnu.so"),
+        ("pb2", "kv_pb2"),
+        ("pb22.py", "kv_pb22.py"),
+    ],
+)
+def test_keys_stay_in_the_folder(world: World, key: str, file: str) -> None:
+    host = world.started()
+    put(host, key, b"v")
+    assert [entry.name for entry in world.folder.iterdir()] == [file]
+    assert get(host, key) == b"v" + SUFFIX
+    assert {entry.name for entry in world.folder.parent.iterdir()} == {"work", "tmp"}
+
+
+def test_no_key_replaces_the_plugins_own_code(world: World) -> None:
+    """Run as people run it, from its own folder: it still starts after Puts to keys that name its files."""
+    for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):
+        shutil.copy(ROOT / name, world.folder)
+    before = {file.name: file.read_bytes() for file in world.folder.iterdir()}
+    del world.env["PYTHONPATH"]
+    shutil.copytree(ROOT / "goplugin", world.folder / "goplugin")
+    for _ in range(2):
+        host = world.started("plugin.py")
+        for key in ("pb2.py", "pb2_grpc.py", "pb2.pyc", "pb2.so", "pb2.abi3.so", "pb2_grpc.so", "PB2.PY"):
+            put(host, key, b"raise SystemExit")
+        host.close()
+    assert {name: (world.folder / name).read_bytes() for name in before} == before
+
+
+def test_errors_say_what_is_wrong(world: World) -> None:
+    host = world.started()
+    with pytest.raises(CallError, match="NotFound.*nobody put this") as missing:
+        get(host, "nobody put this")
+    assert missing.value.code == "NotFound"
+    for call in (lambda key: get(host, key), lambda key: put(host, key, b"v")):
+        with pytest.raises(CallError, match="InvalidArgument.*empty"):
+            call("")
+        with pytest.raises(CallError, match="InvalidArgument.*name too long"):
+            call("k" * 300)
+    (world.folder / "kv_folder").mkdir()
+    with pytest.raises(CallError, match="Is a directory"):
+        get(host, "folder")
+    put(host, "k" * 250, b"the longest name still works")
+    assert not list(world.folder.glob(".kv_*"))
+
+
+def test_full_disk(world: World) -> None:
+    """A real one, of 64 KiB, in a mount namespace of the plugin's own."""
+    command = shlex.join([sys.executable, str(ROOT / "plugin.py")])
+    mount = f"mount -t tmpfs -o size=64k none {shlex.quote(str(world.folder))} && cd . && cd $PWD && exec {command}"
+    host = world.started(cmd=["unshare", "--map-root-user", "--mount", "sh", "-c", mount])
+    put(host, "k", b"old")
+    with pytest.raises(CallError, match="ResourceExhausted.*No space left on device"):
+        put(host, "k", b"v" * 100_000)
+    assert get(host, "k") == b"old" + SUFFIX
+    put(host, "other", b"v" * 40_000)  # the failed Put gave its space back
+
+
+def test_no_permission(world: World) -> None:
+    (world.folder / "kv_secret").write_bytes(b"secret")
+    (world.folder / "kv_secret").chmod(0)
+    world.folder.chmod(0o555)
+    host = world.started(PLUGINS / "unprivileged.py")
+    for attempt in (lambda: put(host, "k", b"v"), lambda: get(host, "secret")):
+        with pytest.raises(CallError, match="PermissionDenied.*Permission denied"):
+            attempt()
+    assert [file.name for file in world.folder.iterdir()] == ["kv_secret"]

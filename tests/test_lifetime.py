@@ -1,0 +1,179 @@
+"""When the plugin leaves, and that nothing of it stays."""
+
+import signal
+import time
+from pathlib import Path
+
+import probe
+import psutil
+import pytest
+from conftest import CallError, World, eventually
+from kv import get, put
+
+
+def gone_within(world: World, seconds: float) -> bool:
+    return bool(eventually(lambda: not world.plugins(), seconds))
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
+def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
+    host = world.started(shell=shell)
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 0.5
+    assert not world.plugins()
+    exited = next(record for record in host.log() if "plugin process exited" in record["@message"])
+    assert "error" not in exited  # exit code 0
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
+def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
+    host = world.started(shell=shell)
+    host.process.kill()
+    assert gone_within(world, 2)
+
+
+def test_gone_when_the_host_is_killed_during_a_call(world: World, tmp_path: Path) -> None:
+    host = probe.start(world, shell=True)
+    host.begin("call", method="/probe.Probe/sleep", message=b"3600")
+    time.sleep(0.3)
+    host.process.kill()
+    assert gone_within(world, 2)
+
+
+def test_gone_when_the_shell_between_is_killed(world: World) -> None:
+    """As Kill() does after 2 s: it ends the process that the host started, and waits for the pipes to close."""
+    host = world.started(shell=True)
+    shell = next(process for process in world.processes() if process.name() in ("sh", "dash"))
+    shell.kill()
+    assert gone_within(world, 2)
+    assert host.ask("kill")["seconds"] < 0.5
+
+
+def test_sigint_is_the_hosts(world: World) -> None:
+    """Ctrl-C reaches the whole process group, from the first moment on."""
+    host = world.host()
+    started = host.begin("start")
+    (plugin,) = eventually(world.plugins)
+    # From `import goplugin` on, which also takes stdout; before that it is Python itself that still starts.
+    stdout, stderr = (Path(f"/proc/{plugin.pid}/fd/{fd}") for fd in (1, 2))
+    assert eventually(lambda: stdout.readlink() == stderr.readlink())
+    for _ in range(50):
+        plugin.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    started()
+    for plugin in world.plugins():
+        for _ in range(3):
+            plugin.send_signal(signal.SIGINT)
+    put(host, "k", b"v")
+    assert get(host, "k")
+    assert "Traceback" not in "".join(record["@message"] for record in host.log())
+
+
+def test_children_of_the_plugin_hear_sigint(world: World) -> None:
+    assert probe.do(probe.start(world), "signal_of_child") == -signal.SIGINT
+
+
+def test_calls_in_flight_may_finish(world: World, tmp_path: Path) -> None:
+    """Shutdown is answered at once; the handler still has time to end what it began."""
+    host = probe.start(world)
+    done = tmp_path / "work" / "done"
+    host.begin("call", method="/probe.Probe/sleep_then_write", message=f'[0.8, "{done}"]'.encode())
+    time.sleep(0.2)
+    assert 0.4 < host.ask("kill")["seconds"] < 1.4
+    assert done.read_text() == "done"
+
+
+def test_sigterm_lets_calls_finish(world: World) -> None:
+    host = probe.start(world)
+    call = host.begin("call", method="/probe.Probe/sleep", message=b"0.8")
+    time.sleep(0.2)
+    for plugin in world.plugins():
+        plugin.send_signal(signal.SIGTERM)
+    assert call()["message"] == b"null"
+    assert gone_within(world, 2)
+    assert not [record for record in host.log() if "exited" in record["@message"] and "error" in record]
+
+
+@pytest.mark.parametrize("stuck", ["sleep", "hold_thread"])
+def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
+    """A handler that never returns, or a thread of the plugin's that Python would wait for: gone before the 2 s."""
+    host = probe.start(world)
+    call = host.begin("call", method=f"/probe.Probe/{stuck}", message=b"3600" if stuck == "sleep" else b"null")
+    time.sleep(0.3)
+    assert host.ask("kill")["seconds"] < 2
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    if stuck == "sleep":
+        with pytest.raises(CallError):
+            call()
+
+
+def test_stays_when_told_to(world: World) -> None:
+    """For hosts that end and reattach: neither the host's end nor the shell's is a reason; Shutdown still is."""
+    world.env["PROBE_STAYS"] = "1"
+    host = probe.start(world, shell=True)
+    answer = host.ask("call", method="/probe.Probe/echo", message=b"1")
+    assert answer["message"] == b"1"
+    address = host.ask("start")["address"]
+    for process in world.processes():
+        if process.name() in ("sh", "dash"):
+            process.kill()
+    host.process.kill()
+    assert not gone_within(world, 2.5)
+    (plugin,) = world.plugins()
+    reattach = {
+        "Protocol": "grpc",
+        "ProtocolVersion": 1,
+        "Pid": plugin.pid,
+        "Addr": {"Network": "tcp", "String": address},
+    }
+    second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=reattach)
+    second.ask("start")
+    assert probe.do(second, "echo", "found again") == "found again"
+    second.ask("kill")
+    assert gone_within(world, 2)
+
+
+def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
+    """A child that lives on has none of our descriptors; nor has one by fork without exec our end of stdout."""
+    host = probe.start(world)
+    assert set(probe.do(host, "child", [])) <= {0, 1, 2, 3}
+    forked = psutil.Process(probe.do(host, "fork"))
+    assert forked.is_running()
+    assert host.ask("kill")["seconds"] < 1
+    for process in world.processes():
+        if process.pid != host.process.pid:
+            process.kill()
+
+
+def test_idle_costs_no_wake_ups(world: World) -> None:
+    world.started()
+    (plugin,) = world.plugins()
+    time.sleep(0.5)
+
+    def switches() -> int:
+        total = 0
+        for task in Path(f"/proc/{plugin.pid}/task").iterdir():
+            for text in (task / "status").read_text().splitlines():
+                if text.startswith("voluntary_ctxt_switches"):
+                    total += int(text.split()[1])
+        return total
+
+    before = switches()
+    time.sleep(2)
+    assert switches() - before < 60
+
+
+def test_an_exception_in_a_handler(world: World) -> None:
+    """The caller gets a status with the message, the host's log the traceback, and the next call works."""
+    host = probe.start(world)
+    with pytest.raises(CallError, match="Unknown.*it broke"):
+        probe.do(host, "fail", "it broke")
+    record = host.logged("it broke", **{"@level": "error"})
+    assert record
+    assert "Traceback" in record["stacktrace"]
+    assert "ValueError: it broke" in record["stacktrace"]
+    probe.do(host, "fail_in_thread", "it broke in a thread")
+    record = host.logged("uncaught exception in thread of-the-plugin", **{"@level": "error"})
+    assert record
+    assert "it broke in a thread" in record["stacktrace"]
+    assert probe.do(host, "echo", 1) == 1

@@ -1,0 +1,55 @@
+"""What the project says of itself: the generated code fits the .proto files, and README shows what happens."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, World
+
+GENERATED = ["_pb2.py", "_pb2.pyi", "_pb2_grpc.py"]
+
+
+def readme_blocks() -> list[str]:
+    """The commands and listings of the README, in their order."""
+    return re.findall(r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
+    (tmp_path / "goplugin").mkdir()
+    for proto in ("kv.proto", "goplugin/host.proto"):
+        shutil.copy(ROOT / proto, tmp_path / proto)
+    (line,) = re.findall(r"^protos:.*\n\t(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    subprocess.run([sys.executable, *line.split()[1:]], cwd=tmp_path, check=True)
+    for stem in ("kv", "goplugin/host"):
+        for ending in GENERATED:
+            assert (ROOT / (stem + ending)).read_text() == (tmp_path / (stem + ending)).read_text()
+
+
+def test_demo_prints_what_readme_shows(world: World) -> None:
+    """In a copy of the project, with the packages that are installed already."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        (world.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, world.folder / name)
+    (world.folder / ".venv").symlink_to(Path(sys.prefix))
+    demo = world.run("make", "--no-print-directory", "--old-file=.venv/running", "--old-file=.venv/go", "demo")
+    out, err = demo.communicate()
+    assert demo.returncode == 0, err.decode()
+    shown = next(block for block in readme_blocks() if block.startswith("$ make demo\n"))
+    assert out.decode() == shown.removeprefix("$ make demo\n")
+    assert (world.folder / "demo" / "kv_hello").read_bytes() == b"world\n\nWritten from plugin-python"
+    # A failure is shown, with what the host logged of it.
+    (world.folder / "plugin.py").write_text("raise SystemExit('this plugin is broken')\n")
+    demo = world.run("make", "--old-file=.venv/running", "--old-file=.venv/go", "demo")
+    out, err = demo.communicate()
+    assert demo.returncode != 0
+    assert b"this plugin is broken" in out
+
+
+@pytest.mark.parametrize("name", ["README.md", "plugin.py"])
+def test_no_dead_links(name: str) -> None:
+    for target in re.findall(r"\]\((?!https://)([^)#]+)\)", (ROOT / name).read_text()):
+        assert (ROOT / target).exists(), target
