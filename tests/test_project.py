@@ -33,7 +33,7 @@ def test_demo_prints_what_readme_shows(world: World) -> None:
     skipped = shutil.ignore_patterns(".venv", ".git", "demo", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, world.folder, ignore=skipped, dirs_exist_ok=True)
     (world.folder / ".venv").symlink_to(Path(sys.prefix))
-    demo = world.run("make", "--no-print-directory", "--old-file=.venv/running", "--old-file=.venv/go", "demo")
+    demo = world.run("make", "--no-print-directory", "--old-file=.venv/running", "demo")
     out, err = demo.communicate()
     assert demo.returncode == 0, err.decode()
     shown = next(block for block in readme_blocks() if block.startswith("$ make demo\n"))
@@ -41,7 +41,7 @@ def test_demo_prints_what_readme_shows(world: World) -> None:
     assert (world.folder / "demo" / "kv_hello").read_bytes() == b"world\n\nWritten from plugin-python"
     # A failure is shown, with what the host logged of it.
     (world.folder / "plugin.py").write_text("raise SystemExit('this plugin is broken')\n")
-    demo = world.run("make", "--old-file=.venv/running", "--old-file=.venv/go", "demo")
+    demo = world.run("make", "--old-file=.venv/running", "demo")
     out, err = demo.communicate()
     assert demo.returncode != 0
     assert b"this plugin is broken" in out
