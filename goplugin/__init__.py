@@ -10,8 +10,9 @@ if handshake.started_by_host():
     handshake.keep_stdout()
 
 # grpc only comes in here, after the above.
-from goplugin.handshake import Handshake, HandshakeConfig
+from goplugin.broker import Accepted, Broker
+from goplugin.handshake import HandshakeConfig
 from goplugin.server import Plugin
 from goplugin.workers import Workers
 
-__all__ = ["Handshake", "HandshakeConfig", "Plugin", "Workers"]
+__all__ = ["Accepted", "Broker", "HandshakeConfig", "Plugin", "Workers"]

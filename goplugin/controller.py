@@ -8,11 +8,11 @@ from goplugin import host_pb2, host_pb2_grpc
 
 
 class Controller(host_pb2_grpc.GRPCControllerServicer):
-    """Calls `stop` at Shutdown and answers at once: the host waits for the answer without a deadline."""
+    """Calls `shutdown` at Shutdown and answers at once: the host waits for the answer without a deadline."""
 
-    def __init__(self, stop: Callable[[str], None]) -> None:
-        self._stop = stop
+    def __init__(self, shutdown: Callable[[], None]) -> None:
+        self._shutdown = shutdown
 
     def Shutdown(self, request: host_pb2.Empty, context: grpc.ServicerContext) -> host_pb2.Empty:
-        self._stop("Shutdown")
+        self._shutdown()
         return host_pb2.Empty()

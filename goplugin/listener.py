@@ -1,41 +1,62 @@
 """Where the plugin listens; mirrors serverListener in go-plugin's server.go."""
 
+import contextlib
 import os
 import random
 import re
+import shutil
 import socket
+import stat
+from typing import NamedTuple
 
 import grpc
 
-ANY_PORT = 0
+_ANY_PORT = 0
 
 
-def listen_tcp(server: grpc.Server) -> str:
-    """Bind the server to a free port of 127.0.0.1 within the host's range, and return HOST:PORT.
+class Address(NamedTuple):
+    """network: "tcp" or "unix", as Go names them. address: HOST:PORT, or the path of a socket."""
 
-    ValueError for a range that is none, OSError if no port of it is free.
+    network: str
+    address: str
+
+    def target(self) -> str:
+        """The address as grpc spells it, for a server to bind or a channel to dial. ValueError if it is none."""
+        if self.network == "unix" and self.address:
+            return "unix:" + self.address.replace("%", "%25")
+        if self.network == "tcp" and re.fullmatch(r".+:[0-9]{1,5}", self.address):
+            return self.address
+        raise ValueError(f"not an address: network {self.network!r}, address {self.address!r}")
+
+    def remove(self) -> None:
+        """Remove the socket's file, if there is one left."""
+        if self.network == "unix":
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.address)
+
+
+def listen(server: grpc.Server) -> Address:
+    """Bind the server where the host wants it: a Unix socket in PLUGIN_UNIX_SOCKET_DIR, else a TCP port of 127.0.0.1.
+
+    ValueError for a setting that is none, OSError if the system refuses.
     """
-    low, high = port_range()
+    folder = os.environ.get("PLUGIN_UNIX_SOCKET_DIR")
+    return _listen_unix(server, folder) if folder else _listen_tcp(server)
+
+
+def _listen_tcp(server: grpc.Server) -> Address:
+    low, high = _port("PLUGIN_MIN_PORT"), _port("PLUGIN_MAX_PORT")
+    if low > high:
+        raise ValueError(f"PLUGIN_MIN_PORT={low} is greater than PLUGIN_MAX_PORT={high}")
     ports = range(low, high + 1)
     # Not always from the lowest on, as in Go: plugins started at once would race for each port in turn, and a
     # caller that still knows the port of a plugin that has left would reach its successor.
     first = random.randrange(len(ports))
     for port in (*ports[first:], *ports[:first]):
-        if port != ANY_PORT and not _is_free(port):
-            continue
-        try:
-            return f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
-        except RuntimeError:
-            continue  # somebody was faster since the look
+        if port == _ANY_PORT or _is_free(port):
+            with contextlib.suppress(RuntimeError):  # somebody was faster since the look
+                return Address("tcp", f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}")
     raise OSError(f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={low} to PLUGIN_MAX_PORT={high} is free")
-
-
-def port_range() -> tuple[int, int]:
-    """The lowest and highest port that the host allows; 0 stands for any. ValueError for a range that is none."""
-    low, high = (_port(name) for name in ("PLUGIN_MIN_PORT", "PLUGIN_MAX_PORT"))
-    if low > high:
-        raise ValueError(f"PLUGIN_MIN_PORT={low} is greater than PLUGIN_MAX_PORT={high}")
-    return low, high
 
 
 def _port(name: str) -> int:
@@ -56,3 +77,37 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _listen_unix(server: grpc.Server, folder: str) -> Address:
+    if re.search(r"[|\s]", folder):
+        raise ValueError(f"PLUGIN_UNIX_SOCKET_DIR={folder!r} has a character that the handshake line cannot carry")
+    path = os.path.join(folder, f"plugin{os.urandom(4).hex()}")
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:  # grpc does not say why it cannot
+            probe.bind(path)
+        os.remove(path)
+    except OSError as error:
+        raise OSError(
+            f"PLUGIN_UNIX_SOCKET_DIR: no socket at {path}, {len(os.fsencode(path))} bytes: {error}"
+        ) from error
+    address = Address("unix", path)
+    server.add_insecure_port(address.target())
+    try:
+        if group := os.environ.get("PLUGIN_UNIX_SOCKET_GROUP"):
+            _give_to_group(path, group)
+    except OSError:
+        address.remove()
+        raise
+    return address
+
+
+def _give_to_group(path: str, group: str) -> None:
+    """Let the group, a name or a gid, write to the socket; OSError if there is no such group, or we may not."""
+    try:
+        shutil.chown(path, group=int(group) if re.fullmatch(r"[0-9]+", group, re.ASCII) else group)
+    except LookupError as error:
+        raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: there is no such group") from error
+    except OSError as error:
+        raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: {error}") from error
+    os.chmod(path, stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)

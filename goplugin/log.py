@@ -128,8 +128,9 @@ def _traceback(exc_info: Any) -> str:
 
 def _fit(fields: dict[str, str]) -> str:
     """The fields, each value already JSON, as one line within the limit."""
-    line = _line(fields)
-    for key in sorted(fields, key=lambda key: len(fields[key]), reverse=True):
+    line, cut = _line(fields), fields.copy()
+    longest = sorted(fields.keys() - {"@level", "@timestamp"}, key=lambda key: len(fields[key]), reverse=True)
+    for key in longest[:10]:
         excess = len(line) - _LINE_LIMIT
         if excess <= 0:
             return line
@@ -137,10 +138,11 @@ def _fit(fields: dict[str, str]) -> str:
         keep = len(text)
         while keep and len(json.dumps(text[:keep])) > len(fields[key]) - excess - 40:
             keep = keep * 9 // 10
-        fields = fields | {key: json.dumps(f"{text[:keep]}... ({len(text) - keep} characters cut)")}
-        line = _line(fields)
-    if len(line) > _LINE_LIMIT:  # so many pairs, or such long names, that even cut to nothing they do not fit
-        line = _line({key: fields[key] for key in fields if key.startswith("@")})
+        cut[key] = json.dumps(f"{text[:keep]}... ({len(text) - keep} characters cut)")
+        line = _line(cut)
+    if len(line) > _LINE_LIMIT:  # so many pairs, or such long names, that it is not the values that are too long
+        own = {key: value for key, value in fields.items() if key.startswith("@")}
+        return _fit(own | {"pairs_cut": str(len(fields) - len(own))})
     return line
 
 

@@ -1,27 +1,37 @@
 """The plugin as its host sees it; mirrors Serve in go-plugin's server.go and GRPCServer in its grpc_server.go."""
 
+import json
 import logging
-import threading
+import os
+import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TextIO, cast
 
 import grpc
 
 from goplugin import handshake, host_pb2_grpc, log
+from goplugin.broker import Broker
 from goplugin.controller import Controller
 from goplugin.handshake import Handshake, HandshakeConfig
 from goplugin.lifetime import GRACE, LAST_RESORT, Lifetime, leave_within
-from goplugin.listener import listen_tcp
+from goplugin.listener import Address, listen
+from goplugin.reflection import Reflection
+from goplugin.stdio import Stdio
 from goplugin.workers import Workers
+
+DEBUG = "--debug"
 
 _log = logging.getLogger("goplugin")
 
 
 class Plugin:
-    """What go-plugin gives every Go plugin, for a grpc.server of yours.
+    """What go-plugin gives every Go plugin, for a grpc.server of yours. Made, and waited in, by the main thread.
 
     version: the app protocol version that the host shall be served.
+    broker: further connections to and from the host.
     workers, options: for grpc.server().
     stdout: where the handshake line goes, and nothing else.
     """
@@ -39,37 +49,59 @@ class Plugin:
         leave_with_host: False for hosts that may end and later reattach to the plugin, which then leaves at
         Shutdown and SIGTERM only.
         """
-        if not handshake.check_magic_cookie(config):
+        by_host = handshake.check_magic_cookie(config)
+        if not by_host and DEBUG not in sys.argv:
             handshake.exit_with(
                 "This program is a plugin: a host that uses HashiCorp's go-plugin starts it and talks to it.\n"
-                f"Started by hand ({config.magic_cookie_key} is not set as that host sets it) it does nothing.\n"
+                f"Started by hand ({config.magic_cookie_key} is not set as that host sets it) it does nothing, but\n"
+                f"with {DEBUG} it waits for a host to attach.\n"
                 f"\n{(usage or '').strip()}"
             )
-        log.set_up()
-        self.version = handshake.choose_protocol_version(config)
-        # grpc.server() takes any Executor; only its type stubs name this one.
-        self.workers = cast("ThreadPoolExecutor", Workers())
-        self.stdout: TextIO = handshake.host_stdout()
+        self._debugged = not by_host
         self._lifetime = Lifetime()
-        self._host_pipes = (self.stdout.fileno(), log.STDERR) if leave_with_host else ()
+        self.stdout: TextIO = handshake.host_stdout()
+        if self._debugged:
+            # A person reads what is printed and logged, and ends it by Ctrl-C.
+            logging.basicConfig(level=logging.DEBUG)
+            signal.signal(signal.SIGINT, lambda signum, frame: self._lifetime.stop("Ctrl-C"))
+        else:
+            log.set_up()
+        self._host_pipes = (self.stdout.fileno(), log.STDERR) if leave_with_host and by_host else ()
+        self.version = handshake.choose_protocol_version(config)
+        self._workers = Workers()
+        # grpc.server() takes any Executor; only its type stubs name this one.
+        self.workers = cast("ThreadPoolExecutor", self._workers)
+        self.broker = Broker(self.workers, self.options)
+        self._stdio = Stdio()
         self._server: grpc.Server | None = None
+        self._address: Address | None = None
 
     def add_to_server(self, server: grpc.Server) -> None:
-        """Add the services that every host of go-plugin calls, besides health."""
-        host_pb2_grpc.add_GRPCControllerServicer_to_server(Controller(self._lifetime.stop), server)
+        """Add the services that go-plugin adds to every plugin in Go, besides health."""
+        host_pb2_grpc.add_GRPCControllerServicer_to_server(Controller(self._shutdown), server)
+        host_pb2_grpc.add_GRPCStdioServicer_to_server(self._stdio, server)
+        host_pb2_grpc.add_GRPCBrokerServicer_to_server(self.broker, server)
+        server.add_generic_rpc_handlers([Reflection(server)])
 
-    def listen(self, server: grpc.Server) -> Handshake:
-        """Start the server where the host can reach it, and return what to tell the host.
+    def listen(self, server: grpc.Server) -> str:
+        """Start the server where the host can reach it, and return the line that tells the host, the handshake.
+
+        Started by hand with --debug, the line is what a host needs to attach: as JSON, in the form that Terraform
+        reads from TF_REATTACH_PROVIDERS. The name in it is what follows --debug, else the script's.
 
         Exits with code 1 and a text on stderr if it cannot listen there.
         """
         try:
-            address = listen_tcp(server)
+            self._address = listen(server)
         except (OSError, ValueError) as error:
             handshake.exit_with(f"This plugin cannot listen: {error}")
         server.start()
         self._server = server
-        return Handshake(self.version, "tcp", address)
+        if self._debugged:
+            return self._reattach_config(self._address)
+        self._stdio.replace_std_streams()
+        multiplex = "false" if os.environ.get("PLUGIN_MULTIPLEX_GRPC") else ""
+        return str(Handshake(self.version, *self._address, multiplex=multiplex))
 
     def wait(self) -> None:
         """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
@@ -80,9 +112,29 @@ class Plugin:
         leave_within(GRACE + LAST_RESORT)
         _log.debug("leaving: %s", reason)
         end = time.monotonic() + GRACE
+        self._stdio.close()
+        self.broker.end_streams()
         if self._server:
             self._server.stop(GRACE).wait(GRACE)
         # grpc forgets a call when its caller goes, as the host does after Shutdown; its handler may still be writing.
-        workers = threading.Thread(target=self.workers.shutdown, daemon=True)
-        workers.start()
-        workers.join(max(0.0, end - time.monotonic()))
+        self._workers.drain(max(0.0, end - time.monotonic()))
+        self.broker.close()
+        self._stdio.count_unread()
+        if self._address:
+            self._address.remove()
+
+    def _shutdown(self) -> None:
+        self._stdio.drain(GRACE / 3)  # the host stops reading once this call is answered
+        self._lifetime.stop("Shutdown")
+
+    def _reattach_config(self, address: Address) -> str:
+        after = sys.argv[sys.argv.index(DEBUG) + 1 :]
+        config = {
+            "Protocol": "grpc",
+            "ProtocolVersion": self.version,
+            "Pid": os.getpid(),
+            # The host must not end the plugin, and Terraform must take ProtocolVersion for what it is.
+            "Test": True,
+            "Addr": {"Network": address.network, "String": address.address},
+        }
+        return json.dumps({after[0] if after else Path(sys.argv[0]).stem: config}, separators=(",", ":"))

@@ -38,6 +38,7 @@ class Workers(Executor):
         self._taken = 0  # tasks taken up so far; only ever compared
         self._pressed = threading.Event()  # work waits: somebody must watch whether it is taken up
         self._watcher: threading.Thread | None = None
+        self._drained: threading.Event | None = None  # somebody waits in drain()
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -61,6 +62,14 @@ class Workers(Executor):
                 self._watcher.start()
             self._pressed.set()
         return future
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until no work runs or waits, at most timeout seconds; whether it was so."""
+        with self._lock:
+            if len(self._resting) == len(self._all):
+                return True
+            drained = self._drained = threading.Event()
+        return drained.wait(timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work; by default, wait until what was taken is done."""
@@ -109,6 +118,8 @@ class Workers(Executor):
                 self._all.discard(worker)
                 return None
             self._resting.append(worker)
+            if self._drained and len(self._resting) == len(self._all):
+                self._drained.set()
         if not worker.wait(self._idle if len(self._all) > self._min else -1):
             with self._lock:
                 if worker in self._resting and len(self._all) > self._min:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -242,7 +243,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, host_binary: Path) -> Iterator[World]:
-    world = World(tmp_path, host_binary)
-    yield world
-    world.close()
+def world(host_binary: Path) -> Iterator[World]:
+    # Not pytest's tmp_path: the name of a socket has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="plugin") as folder:
+        world = World(Path(folder), host_binary)
+        yield world
+        world.close()

@@ -32,7 +32,7 @@ def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
     assert gone_within(world, 2)
 
 
-def test_gone_when_the_host_is_killed_during_a_call(world: World, tmp_path: Path) -> None:
+def test_gone_when_the_host_is_killed_during_a_call(world: World) -> None:
     host = probe.start(world, shell=True)
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
     time.sleep(0.3)
@@ -73,10 +73,10 @@ def test_children_of_the_plugin_hear_sigint(world: World) -> None:
     assert probe.do(probe.start(world), "signal_of_child") == -signal.SIGINT
 
 
-def test_calls_in_flight_may_finish(world: World, tmp_path: Path) -> None:
+def test_calls_in_flight_may_finish(world: World) -> None:
     """Shutdown is answered at once; the handler still has time to end what it began."""
     host = probe.start(world)
-    done = tmp_path / "work" / "done"
+    done = world.folder / "done"
     host.begin("call", method="/probe.Probe/sleep_then_write", message=f'[0.8, "{done}"]'.encode())
     time.sleep(0.2)
     assert 0.4 < host.ask("kill")["seconds"] < 1.4

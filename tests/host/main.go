@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -41,6 +42,8 @@ type config struct {
 	Group       string    `json:"group"`
 	Reattach    *reattach `json:"reattach"`
 	StderrFile  string    `json:"stderr_file"`
+	NoStdio     bool      `json:"no_stdio"`     // never open the stdio stream
+	StallStdout bool      `json:"stall_stdout"` // stop reading it at the first output, until "resume"
 }
 
 // reattach is one entry of the JSON that Terraform reads from TF_REATTACH_PROVIDERS.
@@ -119,6 +122,18 @@ type host struct {
 	cancels             map[int]context.CancelFunc
 	brokered            map[uint32]*grpc.ClientConn
 	servers             map[uint32]*grpc.Server
+	resume              chan struct{}
+}
+
+// stallingWriter keeps its writer waiting until it is told to go on.
+type stallingWriter struct {
+	buffer *buffer
+	resume chan struct{}
+}
+
+func (w stallingWriter) Write(p []byte) (int, error) {
+	<-w.resume
+	return w.buffer.Write(p)
 }
 
 func main() {
@@ -129,6 +144,7 @@ func main() {
 	h := &host{
 		streams: map[int]grpc.ClientStream{}, cancels: map[int]context.CancelFunc{},
 		brokered: map[uint32]*grpc.ClientConn{}, servers: map[uint32]*grpc.Server{},
+		resume: make(chan struct{}),
 	}
 	h.client = plugin.NewClient(h.clientConfig(c))
 	defer h.client.Kill()
@@ -193,6 +209,19 @@ func (h *host) clientConfig(c config) *plugin.ClientConfig {
 		}
 		// The test's certificates are self-signed, and one serves both sides.
 		cc.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}
+	}
+	if c.StallStdout {
+		cc.SyncStdout = stallingWriter{&h.stdout, h.resume}
+	}
+	if c.NoStdio {
+		cc.GRPCDialOptions = append(cc.GRPCDialOptions, grpc.WithStreamInterceptor(
+			func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, s grpc.Streamer,
+				o ...grpc.CallOption) (grpc.ClientStream, error) {
+				if method == "/plugin.GRPCStdio/StreamStdio" {
+					return nil, status.Error(codes.Unimplemented, "not opened")
+				}
+				return s(ctx, d, cc, method, o...)
+			}))
 	}
 	switch {
 	case c.Reattach != nil:
@@ -325,6 +354,9 @@ func (h *host) do(r request) (response, error) {
 	case "next_id":
 		return response{"broker": h.plugin.broker.NextId()}, nil
 
+	case "resume":
+		close(h.resume)
+		return nil, nil
 	case "disconnect":
 		return nil, h.plugin.conn.Close()
 	case "log":

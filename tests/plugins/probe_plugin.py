@@ -7,11 +7,16 @@ import goplugin
 
 import ctypes
 import json
+import logging
 import os
+import random
+import resource
 import subprocess
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 # What breaks other plugins: output while the script is still being imported, by every way out.
@@ -34,6 +39,7 @@ class Probe:
 
     def __init__(self, plugin: goplugin.Plugin) -> None:
         self.plugin = plugin
+        self.accepted: dict[int, Any] = {}
 
     def echo(self, argument: Any, context: grpc.ServicerContext) -> Any:
         return argument
@@ -93,6 +99,139 @@ class Probe:
         code = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
         return subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL).returncode
 
+    def print(self, argument: list[Any], context: grpc.ServicerContext) -> None:
+        """[stream, text, times, threads]: each thread prints the text so often, with its number in front."""
+        stream, text, times, threads = argument
+
+        def run(number: int) -> None:
+            for _ in range(times):
+                getattr(sys, stream).write(text.replace("#", str(number)))
+
+        all_threads = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+        for thread in all_threads:
+            thread.start()
+        for thread in all_threads:
+            thread.join()
+
+    def print_bytes(self, argument: list[Any], context: grpc.ServicerContext) -> None:
+        """[seed, size]: that many random bytes."""
+        for chunk in random_chunks(*argument):
+            sys.stdout.buffer.write(chunk)
+
+    def memory(self, argument: None, context: grpc.ServicerContext) -> int:
+        """The most bytes that this process had resident so far."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def log(self, argument: list[Any], context: grpc.ServicerContext) -> None:
+        """[level, message, extra]"""
+        level, message, extra = argument
+        logging.getLogger("probe.module").log(level, message, extra=extra)
+
+    def log_odd(self, case: str, context: grpc.ServicerContext) -> None:
+        """Records that a logger may be given all the same."""
+        logger = logging.getLogger("probe.odd")
+        circle: list[Any] = []
+        circle.append(circle)
+        match case:
+            case "newlines":
+                logger.info("one\ntwo\r\nthree\u2028four")
+            case "not utf-8":
+                logger.info(b"\xff\xfe".decode("utf-8", "surrogateescape"), extra={"raw": b"\xff"})
+            case "no json":
+                logger.info("odd", extra={"nan": float("nan"), "set": {1}, "circle": circle, "object": object()})
+            case "nested":
+                logger.info("odd", extra={"deep": {"a": [1, {"b": None}], ("tuple",): 1}})
+            case "reserved":
+                logger.info("odd", extra={"@level": 5, "@message": [], "@timestamp": 1, "@module": None})
+            case "keys":
+                record = logger.makeRecord("probe.odd", logging.INFO, "f", 1, "odd", (), None)
+                record.__dict__[7] = "seven"  # type: ignore[index]
+                logger.handle(record)
+            case "message":
+                logger.info({"a": 1})
+            case "format":
+                logger.info("%d of %s", "three")  # noqa: PLE1206
+            case "raises":
+                logger.info("%s", Raises(), extra={"pair": Raises()})
+            case "exception raises":
+                try:
+                    raise RaisesToo
+                except RaisesToo:
+                    logger.exception("odd")
+            case "big":
+                logger.info("x" * 1_000_000, extra={"pair": "y" * 1_000_000})
+            case "many":
+                logger.info("odd", extra={f"key{i}": "z" * 20 for i in range(10_000)})
+            case "numbers":
+                logger.info("odd", extra={"id": 2**53 + 1, "huge": 10**400, "nested": [10**400], "plain": 7})
+            case "json":
+                logger.info('{"@level": 5, "@message": {}}')
+            case "warning":
+                warnings.warn("a warning of the plugin", stacklevel=1)
+            case "stack":
+                logger.info("odd", stack_info=True)
+            case _:
+                raise ValueError(case)
+
+    def dial(self, argument: list[Any], context: grpc.ServicerContext) -> str:
+        """[id, text, size]: call what the host serves under the id; it answers what it is asked."""
+        service_id, text, size = argument
+        with self.plugin.broker.dial(service_id) as channel:
+            answer: bytes = channel.unary_unary("/any.Service/Method")((text * size).encode(), timeout=20)
+        return "the same" if answer == (text * size).encode() else "different"
+
+    def next_id(self, argument: None, context: grpc.ServicerContext) -> int:
+        return self.plugin.broker.next_id()
+
+    def accept(self, service_id: int, context: grpc.ServicerContext) -> None:
+        """Serve ourselves to the host under the id."""
+        self.accepted[service_id] = self.plugin.broker.accept(service_id, lambda server: add_to_server(self, server))
+
+    def close(self, service_id: int, context: grpc.ServicerContext) -> None:
+        self.accepted.pop(service_id).close()
+
+    def descriptors(self, argument: None, context: grpc.ServicerContext) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+
+def random_chunks(seed: int, size: int) -> Iterator[bytes]:
+    """Random bytes, the same for the same seed, up to 1 MB at a time."""
+    generator = random.Random(seed)
+    for start in range(0, size, 1_000_000):
+        yield generator.randbytes(min(1_000_000, size - start))
+
+
+class Raises:
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+
+class RaisesToo(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no str")
+
+
+class Streams:
+    """Streaming methods; their messages are bytes. /probe.Streams/METHOD."""
+
+    def count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        for number in range(int(request)):
+            yield b"%d" % number
+
+    def sum(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        return b"%d" % sum(int(request) for request in requests)
+
+    def chat(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        for request in requests:
+            yield b"you said " + request
+
+    def hold(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """One message, then nothing until the caller leaves."""
+        left = threading.Event()
+        context.add_callback(left.set)
+        yield b"open"
+        left.wait()
+
 
 def add_to_server(probe: Probe, server: grpc.Server) -> None:
     def handler(method: Any) -> Any:
@@ -102,7 +241,17 @@ def add_to_server(probe: Probe, server: grpc.Server) -> None:
 
     methods = [name for name in vars(Probe) if not name.startswith("_")]
     handlers = {name: handler(getattr(probe, name)) for name in methods}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("probe.Probe", handlers)])
+    streams = Streams()
+    stream_handlers = {
+        "count": grpc.unary_stream_rpc_method_handler(streams.count),
+        "sum": grpc.stream_unary_rpc_method_handler(streams.sum),
+        "chat": grpc.stream_stream_rpc_method_handler(streams.chat),
+        "hold": grpc.unary_stream_rpc_method_handler(streams.hold),
+    }
+    services = [("probe.Probe", handlers), ("probe.Streams", stream_handlers)]
+    # A service of its own for each app protocol version, as with go-plugin's VersionedPlugins.
+    services.append((f"probe.V{probe.plugin.version}", {"version": handlers["version"]}))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*service) for service in services])
 
 
 def main() -> None:

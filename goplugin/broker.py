@@ -1,0 +1,205 @@
+"""plugin.GRPCBroker: further connections between host and plugin, either way; mirrors go-plugin's grpc_broker.go.
+
+An id that one side got from next_id() travels in a call of the plugin's own service. The side that serves under it
+listens and says where, in a ConnInfo on a stream of the broker's own; the other side waits for that and dials.
+"""
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+
+from goplugin import host_pb2, host_pb2_grpc
+from goplugin.listener import Address, listen
+
+TIMEOUT = 5.0  # seconds that each side has to pick an id up, as in Go
+
+_log = logging.getLogger("goplugin.broker")
+
+_Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]
+
+
+class Broker(host_pb2_grpc.GRPCBrokerServicer):
+    """Serves under an id (accept), reaches what the host serves under an id (dial)."""
+
+    def __init__(self, workers: Executor, options: Any) -> None:
+        self._workers, self._options = workers, options
+        self._changed = threading.Condition()
+        self._hosts: list[_Outgoing] = []
+        self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they hold
+        self._accepted: dict[int, Accepted] = {}
+        self._channels: weakref.WeakSet[grpc.Channel] = weakref.WeakSet()
+        self._last_id = 0
+        self._closed = False
+
+    def next_id(self) -> int:
+        """An id for accept, new in this plugin; the host counts its own."""
+        with self._changed:
+            self._last_id = self._last_id % 0xFFFFFFFF + 1
+            return self._last_id
+
+    def dial(self, service_id: int) -> grpc.Channel:
+        """A channel to what the host serves under the id; close it, or use it in a `with`.
+
+        Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
+        ValueError if what it said is no address; RuntimeError when the plugin is leaving.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or service_id in self._infos, TIMEOUT)
+            if self._closed:
+                raise RuntimeError(f"cannot dial id {service_id}: the plugin is leaving")
+            if service_id not in self._infos:
+                raise TimeoutError(
+                    f"the host did not say within {TIMEOUT:g} s where it serves id {service_id}"
+                    " (it does so once: an id can be dialled once)"
+                )
+            address, _ = self._infos.pop(service_id)
+            try:
+                # No proxy: the host is on this machine, whatever the environment says of others.
+                options = (*self._options, ("grpc.enable_http_proxy", 0))
+                channel = grpc.insecure_channel(address.target(), options)
+            except ValueError as error:
+                raise ValueError(f"cannot dial id {service_id}: {error}") from error
+            self._channels.add(channel)
+        return channel
+
+    def accept(self, service_id: int, add_to_server: Callable[[grpc.Server], None]) -> "Accepted":
+        """Serve the host under the id, until the result is closed or the plugin leaves.
+
+        add_to_server: adds the services to the grpc.Server that it is given.
+        ValueError if the id is accepted already, TimeoutError if no host opens the broker's stream within 5 s,
+        OSError if the plugin cannot listen; RuntimeError when it is leaving.
+        """
+        accepted = Accepted(self, service_id)
+        with self._changed:
+            if service_id in self._accepted:
+                raise ValueError(f"id {service_id} is accepted already")
+            self._accepted[service_id] = accepted
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._hosts, TIMEOUT)
+                if self._closed:
+                    raise RuntimeError(f"cannot accept id {service_id}: the plugin is leaving")
+                if not self._hosts:
+                    raise TimeoutError(f"cannot accept id {service_id}: no host opened the broker's stream")
+            address = accepted.serve(self._workers, self._options, add_to_server)
+        except BaseException:
+            accepted.close()
+            raise
+        info = host_pb2.ConnInfo(service_id=service_id, network=address.network, address=address.address)
+        with self._changed:
+            for outgoing in self._hosts:
+                outgoing.put(info)
+        return accepted
+
+    def forget(self, accepted: "Accepted") -> None:
+        with self._changed:
+            if self._accepted.get(accepted.service_id) is accepted:
+                del self._accepted[accepted.service_id]
+
+    def StartStream(
+        self, request_iterator: Iterator[host_pb2.ConnInfo], context: grpc.ServicerContext
+    ) -> Iterator[host_pb2.ConnInfo]:
+        outgoing: _Outgoing = queue.SimpleQueue()
+
+        def receive() -> None:
+            try:
+                for info in request_iterator:
+                    self._receive(info)
+            except grpc.RpcError:
+                pass  # the host is gone, or the plugin is leaving: that is how such a stream ends
+            finally:
+                outgoing.put(None)
+
+        with self._changed:
+            self._hosts.append(outgoing)
+            self._changed.notify_all()
+        threading.Thread(target=receive, name="broker", daemon=True).start()
+        try:
+            while info := outgoing.get():
+                yield info
+        finally:
+            with self._changed:
+                self._hosts.remove(outgoing)
+
+    def _receive(self, info: host_pb2.ConnInfo) -> None:
+        with self._changed:
+            self._expire()
+            self._infos[info.service_id] = (Address(info.network, info.address), time.monotonic() + TIMEOUT)
+            self._changed.notify_all()
+
+    def _expire(self) -> None:
+        """Forget what nobody dialled in time, as the host does too. Called with the lock held."""
+        now = time.monotonic()
+        for service_id in [key for key, (_, until) in self._infos.items() if until < now]:
+            _log.warning("the host serves id %d, and nobody dialled it within %g s", service_id, TIMEOUT)
+            del self._infos[service_id]
+
+    def end_streams(self) -> None:
+        """End the broker's streams; what was dialled and accepted still serves the calls in flight."""
+        with self._changed:
+            for outgoing in self._hosts:
+                outgoing.put(None)
+
+    def close(self) -> None:
+        """End all that was accepted and dialled, and refuse more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._expire()
+            accepted, channels = list(self._accepted.values()), list(self._channels)
+        for one in accepted:
+            one.close()
+        for channel in channels:
+            channel.close()
+
+
+class Accepted(contextlib.AbstractContextManager["Accepted"]):
+    """What is served under an id. Close it when the host needs it no more, or use it in a `with`."""
+
+    def __init__(self, broker: Broker, service_id: int) -> None:
+        self.service_id = service_id
+        self._broker = broker
+        self._server: grpc.Server | None = None
+        self._address: Address | None = None
+        self._called = False
+
+    def serve(self, workers: Executor, options: Any, add_to_server: Callable[[grpc.Server], None]) -> Address:
+        server = self._server = grpc.server(workers, options=options, interceptors=[_FirstCall(self.called)])  # type: ignore[arg-type]
+        add_to_server(server)
+        address = self._address = listen(server)
+        server.start()
+        return address
+
+    def called(self) -> None:
+        self._called = True
+
+    def close(self) -> None:
+        """Stop serving; calls in flight are cancelled. It can be called twice."""
+        self._broker.forget(self)
+        if self._server:
+            self._server.stop(None)
+            if not self._called:
+                _log.warning("the plugin served id %d, and the host called nothing there", self.service_id)
+            self._server = None
+        if self._address:
+            self._address.remove()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class _FirstCall(grpc.ServerInterceptor):
+    def __init__(self, called: Callable[[], None]) -> None:
+        self._called = called
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        self._called()
+        return continuation(handler_call_details)

@@ -1,0 +1,197 @@
+"""Brokered connections, both ways, with the real broker of a Go host at the other end."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import probe
+import pytest
+from conftest import PLUGINS, CallError, Host, World, eventually
+
+from goplugin import host_pb2
+
+STREAM = "/plugin.GRPCBroker/StartStream"
+
+
+def serve(host: Host) -> int:
+    """Have the host serve an echo; its id."""
+    service_id: int = host.ask("next_id")["broker"]
+    host.ask("accept", broker=service_id)
+    return service_id
+
+
+def test_go_plugins_bidirectional_example(world: World, example: Callable[[str], Path]) -> None:
+    folder = world.folder / "counter"
+    shutil.copytree(PLUGINS / "counter", folder)
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--python_out=.", "--grpc_python_out=."]
+    subprocess.run([*protoc, "counter.proto"], cwd=folder, check=True)
+    env = {**world.env, "COUNTER_PLUGIN": shlex.join([sys.executable, str(folder / "counter_plugin.py")])}
+
+    def counter(*arguments: str) -> str:
+        run = subprocess.run(
+            [example("bidirectional"), *arguments], cwd=world.folder, env=env, capture_output=True, check=True
+        )
+        return run.stdout.decode()
+
+    assert counter("put", "n", "2") == ""
+    assert counter("put", "n", "40") == ""
+    assert counter("get", "n") == "42\n"
+
+
+def test_dial_what_the_host_serves(world: World) -> None:
+    host = probe.start(world)
+    assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+
+
+def test_no_message_limit(world: World) -> None:
+    host = probe.start(world)
+    assert probe.do(host, "dial", [serve(host), "x", 32_000_000]) == "the same"
+
+
+def test_the_info_may_come_after_the_call(world: World) -> None:
+    host = probe.start(world)
+    service_id = host.ask("next_id")["broker"]
+    call = host.begin("call", method="/probe.Probe/dial", message=json.dumps([service_id, "x", 1]).encode())
+    time.sleep(1)
+    host.ask("accept", broker=service_id)
+    assert call()["message"] == b'"the same"'
+
+
+def test_several_dials_at_once(world: World) -> None:
+    host = probe.start(world)
+    ids = [serve(host) for _ in range(100)]
+    before = probe.do(host, "descriptors")
+    calls = [
+        host.begin("call", method="/probe.Probe/dial", message=json.dumps([service_id, f"{service_id};", 100]).encode())
+        for service_id in ids
+    ]
+    assert {call()["message"] for call in calls} == {b'"the same"'}
+    assert eventually(lambda: probe.do(host, "descriptors") <= before + 2)
+
+
+def test_accept_serves_the_host(world: World) -> None:
+    host = probe.start(world)
+    service_id = probe.do(host, "next_id")
+    probe.do(host, "accept", service_id)
+    host.ask("dial", broker=service_id)
+    assert probe.do(host, "echo", "over the broker", broker=service_id) == "over the broker"
+    assert probe.do(host, "echo", "x" * 8_000_000, broker=service_id) == "x" * 8_000_000
+    probe.do(host, "close", service_id)
+    with pytest.raises(CallError, match="Unavailable|Canceled"):
+        probe.do(host, "echo", "closed", broker=service_id)
+
+
+def test_100_ids_at_once_both_ways(world: World) -> None:
+    host = probe.start(world)
+    before = probe.do(host, "descriptors")
+    ids = [probe.do(host, "next_id") for _ in range(100)]
+    assert len(set(ids)) == 100
+    accepts = [host.begin("call", method="/probe.Probe/accept", message=b"%d" % service_id) for service_id in ids]
+    for accept in accepts:
+        accept()
+    for dial in [host.begin("dial", broker=service_id) for service_id in ids]:
+        dial()
+    for service_id in ids:
+        assert probe.do(host, "echo", service_id, broker=service_id) == service_id
+    for service_id in ids:
+        probe.do(host, "close", service_id)
+    assert eventually(lambda: probe.do(host, "descriptors") <= before + 2)
+
+
+def test_ids_of_both_sides_may_be_equal(world: World) -> None:
+    host = probe.start(world)
+    service_id = serve(host)
+    assert probe.do(host, "next_id") == service_id
+    probe.do(host, "accept", service_id)
+    host.ask("dial", broker=service_id)
+    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    assert probe.do(host, "echo", "x", broker=service_id) == "x"
+
+
+def test_an_id_nobody_serves(world: World) -> None:
+    host = probe.start(world)
+    begin = time.monotonic()
+    with pytest.raises(CallError, match="within 5 s where it serves id 77"):
+        probe.do(host, "dial", [77, "x", 1])
+    assert 4.5 < time.monotonic() - begin < 8
+
+
+def test_an_id_dialled_twice(world: World) -> None:
+    host = probe.start(world)
+    service_id = serve(host)
+    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    with pytest.raises(CallError, match=f"serves id {service_id}.*an id can be dialled once"):
+        probe.do(host, "dial", [service_id, "x", 1])
+
+
+def test_an_id_accepted_twice(world: World) -> None:
+    host = probe.start(world)
+    probe.do(host, "accept", 5)
+    with pytest.raises(CallError, match="id 5 is accepted already"):
+        probe.do(host, "accept", 5)
+    probe.do(host, "close", 5)
+    assert host.logged("served id 5, and the host called nothing there", **{"@level": "warn"})
+    probe.do(host, "accept", 5)  # closed, the id is free again
+
+
+def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
+    host = probe.start(world)
+    forgotten = serve(host)
+    time.sleep(5.5)
+    serve(host)
+    assert host.logged(f"the host serves id {forgotten}, and nobody dialled it", **{"@level": "warn"})
+    with pytest.raises(CallError, match=f"where it serves id {forgotten}"):
+        probe.do(host, "dial", [forgotten, "x", 1])
+
+
+@pytest.mark.parametrize(
+    ("network", "address", "error"),
+    [
+        ("", "", "not an address"),
+        ("carrier pigeon", "coop", "not an address"),
+        ("tcp", "nowhere", "not an address"),
+        ("unix", "", "not an address"),
+        ("tcp", "127.0.0.1:1", "refused"),
+        ("tcp", "127.0.0.1:99999", "port|address"),
+        ("unix", "/nonexistent/socket", "No such file"),
+    ],
+)
+def test_garbage_infos(world: World, network: str, address: str, error: str) -> None:
+    """Sent on a second stream of the broker's, beside the host's own."""
+    host = probe.start(world)
+    host.ask("open", stream=1, method=STREAM)
+    info = host_pb2.ConnInfo(service_id=9, network=network, address=address)
+    host.ask("send", stream=1, message=info.SerializeToString())
+    with pytest.raises(CallError, match=error):
+        probe.do(host, "dial", [9, "x", 1])
+    assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+
+
+def test_a_stream_of_garbage(world: World) -> None:
+    host = probe.start(world)
+    host.ask("open", stream=1, method=STREAM)
+    host.ask("send", stream=1, message=b"\xff\xff\xff\xff not a ConnInfo")
+    with pytest.raises(CallError):
+        host.ask("recv", stream=1)
+    assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+
+
+def test_everything_ends_with_the_plugin(world: World) -> None:
+    """A dial that waits and accepted ids do not delay Kill(); files and processes are checked after every test."""
+    host = probe.start(world)
+    for service_id in (1, 2, 3):
+        probe.do(host, "accept", service_id)
+    host.ask("dial", broker=1)
+    probe.do(host, "echo", "x", broker=1)
+    assert host.ask("kill")["seconds"] < 1.5
+
+
+def test_multiplexing_is_refused_clearly(world: World) -> None:
+    host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), multiplex=True)
+    with pytest.raises(CallError, match="client requested gRPC broker multiplexing but plugin does not support"):
+        host.ask("start")

@@ -1,0 +1,84 @@
+"""Started by hand with --debug: a host, and a second one, attach to the plugin."""
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import ROOT, World
+from kv import SUFFIX, get, put
+
+
+def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dict[str, Any]]:
+    """The plugin, as a developer starts it, and what it prints for the host."""
+    process = world.run(sys.executable, ROOT / "plugin.py", "--debug", *arguments)
+    assert process.stdout
+    return process, json.loads(process.stdout.readline())
+
+
+def test_what_the_host_needs(world: World) -> None:
+    process, printed = debug(world, "registry.terraform.io/me/kv")
+    address = printed["registry.terraform.io/me/kv"]["Addr"]["String"]
+    assert printed == {
+        "registry.terraform.io/me/kv": {
+            "Protocol": "grpc",
+            "ProtocolVersion": 1,
+            "Pid": process.pid,
+            "Test": True,
+            "Addr": {"Network": "tcp", "String": address},
+        }
+    }
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_hosts_attach_together_and_in_turn(world: World, stop: signal.Signals) -> None:
+    process, printed = debug(world)
+    config = printed["plugin"]
+    first, second = world.host(reattach=config), world.host(reattach=config)
+    for host in (first, second):
+        host.ask("start")
+    put(first, "k", b"v")
+    assert get(second, "k") == b"v" + SUFFIX
+    first.close()  # its Kill() leaves the plugin alone: "Test" is true
+    assert get(second, "k") == b"v" + SUFFIX
+    second.process.kill()
+    third = world.host(reattach=config)
+    third.ask("start")
+    third.ask("ping")
+    assert get(third, "k") == b"v" + SUFFIX
+    process.send_signal(stop)
+    assert process.wait(5) == 0
+
+
+def test_a_host_that_is_not_testing_may_end_it(world: World) -> None:
+    process, printed = debug(world)
+    host = world.host(reattach={**printed["plugin"], "Test": False})
+    host.ask("start")
+    killed = host.begin("kill")
+    assert process.wait(5) == 0
+    killed()
+
+
+def test_under_a_debugger(world: World) -> None:
+    """pdb has the terminal: stdin, stdout and Ctrl-C are the developer's."""
+    process = world.run(
+        sys.executable, "-m", "pdb", "-c", "continue", ROOT / "plugin.py", "--debug", stdin=subprocess.PIPE
+    )
+    assert process.stdout
+    printed = json.loads(process.stdout.readline())
+    host = world.host(reattach=printed["plugin"])
+    host.ask("start")
+    put(host, "k", b"v")
+    host.close()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(b"quit\n", timeout=10)
+    assert b"The program finished and will be restarted" in out
+
+
+def test_it_logs_for_a_person(world: World) -> None:
+    process, _ = debug(world)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=5)
+    assert err.decode() == "DEBUG:goplugin:leaving: Ctrl-C\n"

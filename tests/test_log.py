@@ -1,0 +1,130 @@
+"""Python's logging, as the host's log shows it."""
+
+import datetime
+import json
+import logging
+import re
+from typing import Any
+
+import probe
+import pytest
+from conftest import World
+
+from goplugin.log import hclog_line
+
+
+def odd(world: World, case: str) -> dict[str, Any]:
+    """The one record that the host logged of the probe's odd case, with the plugin's @module."""
+    host = probe.start(world)
+    probe.do(host, "log_odd", case)
+    probe.do(host, "log", [logging.INFO, "after it", {}])
+    assert host.logged("after it", **{"@module": "probe.module"})
+    (record,) = (record for record in host.log() if record["@module"] in ("probe.odd", "py.warnings"))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(5, "trace"), (10, "debug"), (20, "info"), (30, "warn"), (40, "error"), (50, "error"), (25, "info")],
+)
+def test_level_module_message_and_pairs(world: World, level: int, name: str) -> None:
+    host = probe.start(world)
+    probe.do(host, "log", [level, "hello wörld", {"count": 3, "who": "me", "list": [1, "two"], "nothing": None}])
+    record = host.logged("hello wörld", **{"@module": "probe.module"})
+    assert record
+    assert record["@level"] == name
+    assert {key: record[key] for key in ("count", "who", "list", "nothing")} == {
+        "count": 3,
+        "who": "me",
+        "list": [1, "two"],
+        "nothing": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("newlines", {"@message": "one\ntwo\r\nthree\u2028four"}),
+        ("not utf-8", {"@message": "��", "raw": "b'\\xff'"}),
+        ("no json", {"nan": "nan", "set": "{1}", "circle": "[[...]]"}),
+        ("nested", {"deep": "{'a': [1, {'b': None}], ('tuple',): 1}"}),
+        ("reserved", {"@message": "odd", "@level": "info", "_@level": 5, "_@message": [], "_@timestamp": 1}),
+        ("keys", {"7": "seven"}),
+        ("message", {"@message": "{'a': 1}"}),
+        ("format", {"@message": "'%d of %s'", "args": "('three',)"}),
+        ("raises", {"pair": "<Raises whose repr() raises ValueError>"}),
+        ("numbers", {"id": str(2**53 + 1), "plain": 7}),
+        ("json", {"@message": '{"@level": 5, "@message": {}}'}),
+        ("many", {"@message": "odd", "pairs_cut": 10_000}),
+    ],
+)
+def test_one_record_is_one_line(world: World, case: str, expected: dict[str, Any]) -> None:
+    record = odd(world, case)
+    assert {key: record[key] for key in expected} == expected
+    assert record["@level"] == "info"
+
+
+def test_a_big_record_is_cut_and_says_so(world: World) -> None:
+    record = odd(world, "big")
+    assert record["@level"] == "info"
+    for value, letter in ((record["@message"], "x"), (record["pair"], "y")):
+        match = re.fullmatch(f"({letter}*)" + r"\.\.\. \((\d+) characters cut\)", value)
+        assert match
+        assert len(match[1]) + int(match[2]) == 1_000_000
+    assert len(record["@message"]) + len(record["pair"]) > 40_000  # no more than needed
+
+
+def test_exceptions_and_stacks(world: World) -> None:
+    record = odd(world, "exception raises")
+    assert record["@level"] == "error"
+    assert "RaisesToo" in record["stacktrace"]
+    assert "log_odd" in odd(world, "stack")["stacktrace"]
+
+
+def test_warnings(world: World) -> None:
+    record = odd(world, "warning")
+    assert record["@level"] == "warn"
+    assert "a warning of the plugin" in record["@message"]
+
+
+def test_grpcs_own_messages(world: World) -> None:
+    host = probe.start(world)
+    probe.do(host, "log", [logging.INFO, "first", {}])
+    with pytest.raises(Exception, match="Exception calling application"):
+        probe.do(host, "fail", "it broke")
+    record = host.logged("Exception calling application: it broke", **{"@module": "grpc._server"})
+    assert record
+    assert record["@level"] == "error"
+
+
+@pytest.mark.parametrize(("setting", "seen"), [("warn", [30, 40]), ("DEBUG", [10, 20, 30, 40]), ("off", []), ("", [5])])
+def test_level_follows_the_environment(world: World, setting: str, seen: list[int]) -> None:
+    world.env["PLUGIN_LOG_LEVEL"] = setting
+    host = probe.start(world)
+    for level in (5, 10, 20, 30, 40):
+        probe.do(host, "log", [level, f"record of level {level}", {}])
+    host.ask("kill")
+    text = "".join(record["@message"] for record in host.log())
+    for level in (5, 10, 20, 30, 40):
+        assert (f"record of level {level}" in text) == (level in seen or setting == "")
+    assert ("is no level" in text) == (setting == "")
+
+
+def test_timestamps_have_six_digits() -> None:
+    """What isoformat() drops, and the host then takes the line for plain text."""
+    for seconds in (0.0, 1.0, 1_700_000_000.0, 1_700_000_000.999_999_9, 1_700_000_000.000_001):
+        record = logging.makeLogRecord({"msg": "m", "levelno": logging.INFO, "created": seconds})
+        stamp = json.loads(hclog_line(record))["@timestamp"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", stamp)
+        parsed = datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00"))
+        assert abs(parsed.timestamp() - seconds) < 2e-6
+
+
+@pytest.mark.parametrize("size", [65_000, 65_400, 65_536, 66_000, 400_000])
+@pytest.mark.parametrize("text", ["x", "\n", "ü", "😀", '"'])
+def test_no_line_is_longer_than_the_host_reads(text: str, size: int) -> None:
+    fields = {"msg": text * size, "levelno": logging.INFO, "name": text * size, "pair": [text] * size}
+    line = hclog_line(logging.makeLogRecord(fields))
+    assert len(line) <= 64 * 1024
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["@level"] == "info"

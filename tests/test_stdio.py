@@ -1,0 +1,95 @@
+"""What the plugin prints, as the host gets it: ClientConfig.SyncStdout and SyncStderr."""
+
+import json
+import random
+import time
+
+import probe
+import pytest
+from conftest import Host, World, eventually
+
+MB = 1_000_000
+
+
+def random_bytes(seed: int, size: int) -> bytes:
+    """What the probe's print_bytes prints."""
+    generator = random.Random(seed)
+    return b"".join(generator.randbytes(min(MB, size - start)) for start in range(0, size, MB))
+
+
+def stdio(host: Host) -> tuple[bytes, bytes]:
+    answer = host.ask("stdio")
+    return answer["stdout"], answer["stderr"]
+
+
+def test_both_streams_reach_the_host(world: World) -> None:
+    host = probe.start(world)
+    probe.do(host, "print", ["stdout", "to stdout, wörld\n", 1, 1])
+    probe.do(host, "print", ["stderr", "to stderr, no line end", 1, 1])
+    expected = ("to stdout, wörld\n".encode(), b"to stderr, no line end")
+    assert eventually(lambda: stdio(host) == expected), stdio(host)
+
+
+def test_bytes_are_unchanged_100_mb_in_a_row(world: World) -> None:
+    host = probe.start(world)
+    before = probe.do(host, "memory")
+    probe.do(host, "print_bytes", [7, 100 * MB])
+    assert eventually(lambda: len(stdio(host)[0]) == 100 * MB)
+    assert stdio(host)[0] == random_bytes(7, 100 * MB)
+    assert probe.do(host, "memory") - before < 30 * MB
+
+
+def test_several_threads_keep_their_order(world: World) -> None:
+    host = probe.start(world)
+    line = "# says something long enough to be cut somewhere, if lines were ever cut\n"
+    calls = [
+        host.begin("call", method="/probe.Probe/print", message=json.dumps([name, line, 5000, 4]).encode())
+        for name in ("stdout", "stderr")
+    ]
+    for call in calls:
+        call()
+    assert eventually(lambda: all(data.count(b"\n") == 20_000 for data in stdio(host)))
+    for data in stdio(host):
+        for number in range(4):
+            assert data.count(line.replace("#", str(number)).encode()) == 5000
+
+
+def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
+    for size in (10, 1000, 300_000):
+        host = probe.start(world)
+        probe.do(host, "print_bytes", [size, size])
+        host.ask("kill")
+        assert stdio(host)[0] == random_bytes(size, size)
+
+
+@pytest.mark.parametrize("reads", ["never", "stopped"])
+def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World, reads: str) -> None:
+    host = probe.start(world, no_stdio=reads == "never", stall_stdout=reads == "stopped")
+    begin = time.monotonic()
+    probe.do(host, "print_bytes", [1, 8 * MB])
+    assert 4 < time.monotonic() - begin < 12
+    begin = time.monotonic()
+    probe.do(host, "print_bytes", [2, 8 * MB])
+    assert time.monotonic() - begin < 4
+    assert probe.do(host, "memory") < 200 * MB
+    assert host.logged("the host does not read what this plugin prints", **{"@level": "warn"})
+    host.ask("kill")
+    dropped = [record for record in host.log() if "bytes of stdout dropped" in record["@message"]]
+    assert sum(int(record["@message"].split()[0]) for record in dropped) > 12 * MB
+
+
+def test_reading_again_ends_the_dropping(world: World) -> None:
+    host = probe.start(world, stall_stdout=True)
+    probe.do(host, "print_bytes", [1, 8 * MB])
+    host.ask("resume")
+    assert host.logged("bytes of stdout dropped")
+    probe.do(host, "print", ["stderr", "read again", 1, 1])
+    assert eventually(lambda: stdio(host)[1] == b"read again")
+
+
+def test_host_leaves_in_the_middle(world: World) -> None:
+    host = probe.start(world)
+    host.begin("call", method="/probe.Probe/print_bytes", message=b"[1, 50000000]")
+    time.sleep(0.2)
+    host.ask("disconnect")
+    assert host.ask("kill")["seconds"] < 2
