@@ -242,7 +242,7 @@ def add_to_server(probe: Probe, server: grpc.Server) -> None:
     methods = [name for name in vars(Probe) if not name.startswith("_")]
     handlers = {name: handler(getattr(probe, name)) for name in methods}
     streams = Streams()
-    stream_handlers = {
+    stream_handlers: dict[str, Any] = {
         "count": grpc.unary_stream_rpc_method_handler(streams.count),
         "sum": grpc.stream_unary_rpc_method_handler(streams.sum),
         "chat": grpc.stream_stream_rpc_method_handler(streams.chat),
