@@ -28,8 +28,12 @@ class KVServicer(kv_pb2_grpc.KVServicer):
     """Keeps each value in the file kv_<key> of the working directory, as go-plugin's own KV plugins do."""
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
-        with os_errors_as_status(context, request.key), open(file_of(request.key), "rb") as file:
-            return kv_pb2.GetResponse(value=file.read())
+        with os_errors_as_status(context, request.key):
+            try:
+                with open(file_of(request.key), "rb") as file:
+                    return kv_pb2.GetResponse(value=file.read())
+            except FileNotFoundError:
+                context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
     def Put(self, request: kv_pb2.PutRequest, context: grpc.ServicerContext) -> kv_pb2.Empty:
         with os_errors_as_status(context, request.key):
@@ -63,7 +67,6 @@ def os_errors_as_status(context: grpc.ServicerContext, key: str) -> Iterator[Non
         yield
     except OSError as error:
         code = {
-            errno.ENOENT: grpc.StatusCode.NOT_FOUND,
             errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
             errno.ENAMETOOLONG: grpc.StatusCode.INVALID_ARGUMENT,
             errno.EACCES: grpc.StatusCode.PERMISSION_DENIED,
@@ -71,6 +74,7 @@ def os_errors_as_status(context: grpc.ServicerContext, key: str) -> Iterator[Non
             errno.EROFS: grpc.StatusCode.PERMISSION_DENIED,
             errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
             errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+            errno.EFBIG: grpc.StatusCode.RESOURCE_EXHAUSTED,
         }.get(error.errno or 0, grpc.StatusCode.INTERNAL)
         context.abort(code, f"key {key[:300]!r}: {error.strerror}")
 

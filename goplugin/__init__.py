@@ -3,13 +3,28 @@
 Import it before anything else: where a host started this process, stdout is the host's from here on.
 """
 
-from goplugin import handshake, lifetime
+import signal
+import sys
 
-if handshake.started_by_host():
-    lifetime.ignore_interrupts()
-    handshake.keep_stdout()
+from goplugin.environ import host_environ
 
-# grpc only comes in here, after the above.
+if host_environ:
+    # Ctrl-C reaches host and plugin alike, and is the host's to answer. Not SIG_IGN, which children would inherit.
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+
+if sys.version_info < (3, 10):
+    sys.exit("This plugin needs Python 3.10 or newer.")
+
+from goplugin import outputs
+
+if host_environ:
+    outputs.take_stdout()
+
+try:
+    import grpc as _grpc  # noqa: F401
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: this plugin needs the packages of requirements.txt, see README.md")
+
 from goplugin.broker import Accepted, Broker
 from goplugin.handshake import HandshakeConfig
 from goplugin.server import Plugin

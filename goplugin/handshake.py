@@ -1,18 +1,14 @@
-"""What host and plugin agree on before the first call; mirrors go-plugin's server.go (Serve, protocolVersion).
-
-It needs nothing but the standard library, because its first half must run before `import grpc`.
-"""
+"""What host and plugin agree on before the first call; mirrors go-plugin's server.go (Serve, protocolVersion)."""
 
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NamedTuple, NoReturn
+
+from goplugin.environ import host_environ
 
 CORE_PROTOCOL_VERSION = 1  # go-plugin's own version: any other value makes the host refuse the plugin
-
-# The host sets these for every plugin that it starts, whatever the plugin's magic cookie is.
-_SET_BY_HOSTS = ("PLUGIN_MIN_PORT", "PLUGIN_PROTOCOL_VERSIONS")
 
 
 class HandshakeConfig(NamedTuple):
@@ -55,11 +51,6 @@ class Handshake(NamedTuple):
         return "|".join(map(str, fields))
 
 
-def started_by_host() -> bool:
-    """Whether a go-plugin host, not a person or an importing tool, started this process."""
-    return any(name in os.environ for name in _SET_BY_HOSTS)
-
-
 def check_magic_cookie(config: HandshakeConfig) -> bool:
     """Whether the environment holds the magic cookie. ValueError if the config is not usable."""
     if not config.magic_cookie_key or not config.magic_cookie_value:
@@ -77,8 +68,8 @@ def choose_protocol_version(config: HandshakeConfig) -> int:
     The lowest serves old hosts, which send no list; a host that cannot use it says so itself.
     """
     offered = set()
-    for text in filter(None, os.environ.get("PLUGIN_PROTOCOL_VERSIONS", "").split(",")):
-        if re.fullmatch(r"[+-]?[0-9]+", text, re.ASCII):
+    for text in filter(None, host_environ.get("PLUGIN_PROTOCOL_VERSIONS", "").split(",")):
+        if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             offered.add(int(text))
         else:
             print(f"PLUGIN_PROTOCOL_VERSIONS: {text!r} is not a number, passed over", file=sys.stderr)
@@ -89,26 +80,3 @@ def exit_with(message: str) -> NoReturn:
     """End the process with exit code 1 after telling on stderr what happened and what to do."""
     print(message, file=sys.stderr)
     raise SystemExit(1)
-
-
-_host_stdout: TextIO | None = None
-
-
-def keep_stdout() -> None:
-    """Take the host's end of stdout for the handshake line alone; what else is printed goes to stderr.
-
-    File descriptor 1 itself is replaced, so that this holds for C libraries and child processes too: a stray line
-    would be taken for the handshake, and a long one later would end the host's reading and block the writer.
-    """
-    global _host_stdout
-    # Not inheritable: a child that lives on would keep the host waiting for the end of this pipe.
-    fd = os.dup(1)
-    os.dup2(2, 1)
-    _host_stdout = os.fdopen(fd, "w", encoding="utf-8", newline="\n")
-    if hasattr(os, "register_at_fork"):  # a child by fork without exec inherits all the same
-        os.register_at_fork(after_in_child=lambda: os.close(fd))
-
-
-def host_stdout() -> TextIO:
-    """Where the handshake line goes."""
-    return _host_stdout or sys.stdout

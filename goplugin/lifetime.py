@@ -10,19 +10,13 @@ import signal
 import threading
 from collections.abc import Collection
 
+from goplugin import outputs
+
 GRACE = 1.5  # seconds that calls in flight may take to finish; the host kills after 2
 LAST_RESORT = 0.3  # seconds that leaving may take after that, whatever threads or exit handlers still run
 
 _PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cannot tell of its end
 _PARENT = os.getppid()  # asked at import, long before the parent has a reason to leave
-
-
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C, which reaches host and plugin alike, to the host.
-
-    A handler that does nothing, not SIG_IGN: children of the plugin must not inherit the deafness.
-    """
-    signal.signal(signal.SIGINT, lambda signum, frame: None)
 
 
 class Lifetime:
@@ -43,11 +37,12 @@ class Lifetime:
         except BlockingIOError:
             pass  # it has been told so often that the pipe is full
 
-    def wait(self, host_pipes: Collection[int]) -> str:
+    def wait(self, host_pipes: Collection[int], leave_with_host: bool) -> str:
         """Block until there is a reason to leave, and return it.
 
         host_pipes: our ends of the pipes that the host reads; the host is gone when their readers are, even
-        where a shell between us and the host lives on. Empty: the host's end, and our parent's, is no reason.
+        where a shell between us and the host lives on.
+        leave_with_host: whether that, and the end of our parent, is a reason.
         """
         if not hasattr(select, "poll"):  # Windows: pipes and processes cannot be polled there
             os.read(self._stop_read, 1)
@@ -56,19 +51,23 @@ class Lifetime:
         poll.register(self._stop_read, select.POLLIN)
         for fd in host_pipes:
             poll.register(fd, 0)  # errors only: POLLERR or POLLHUP once nobody can read it any more
-        parent = _open_process(_PARENT) if host_pipes else None
+        parent = _open_process(_PARENT) if leave_with_host else None
         if parent is not None:
             poll.register(parent, select.POLLIN)
-        timeout = _PARENT_CHECK * 1000 if host_pipes and parent is None else None
+        timeout = _PARENT_CHECK * 1000 if leave_with_host and parent is None else None
         try:
             while True:
-                if host_pipes and os.getppid() != _PARENT:
+                if leave_with_host and os.getppid() != _PARENT:
                     return "the process that started this plugin is gone"
                 ready = {fd for fd, _ in poll.poll(timeout)}
                 if self._stop_read in ready:
                     return self._reason
-                if ready.intersection(host_pipes):
-                    return "the host is gone"
+                if gone := ready.intersection(host_pipes):
+                    if leave_with_host:
+                        return "the host is gone"
+                    outputs.silence()
+                    for fd in gone:
+                        poll.unregister(fd)
         finally:
             if parent is not None:
                 os.close(parent)

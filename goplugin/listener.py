@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import grpc
 
+from goplugin.environ import host_environ
+
 _ANY_PORT = 0
 
 
@@ -40,7 +42,7 @@ def listen(server: grpc.Server) -> Address:
 
     ValueError for a setting that is none, OSError if the system refuses.
     """
-    folder = os.environ.get("PLUGIN_UNIX_SOCKET_DIR")
+    folder = host_environ.get("PLUGIN_UNIX_SOCKET_DIR")
     return _listen_unix(server, folder) if folder else _listen_tcp(server)
 
 
@@ -60,8 +62,8 @@ def _listen_tcp(server: grpc.Server) -> Address:
 
 
 def _port(name: str) -> int:
-    text = os.environ.get(name, "") or "0"
-    if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) or int(text) > 65535:
+    text = host_environ.get(name, "") or "0"
+    if not re.fullmatch(r"\+?0*[0-9]{1,5}", text) or int(text) > 65535:
         raise ValueError(f"{name}={text!r} is not a port: it must be a number from 0 to 65535")
     return int(text)
 
@@ -94,7 +96,7 @@ def _listen_unix(server: grpc.Server, folder: str) -> Address:
     address = Address("unix", path)
     server.add_insecure_port(address.target())
     try:
-        if group := os.environ.get("PLUGIN_UNIX_SOCKET_GROUP"):
+        if group := host_environ.get("PLUGIN_UNIX_SOCKET_GROUP"):
             _give_to_group(path, group)
     except OSError:
         address.remove()
@@ -105,7 +107,7 @@ def _listen_unix(server: grpc.Server, folder: str) -> Address:
 def _give_to_group(path: str, group: str) -> None:
     """Let the group, a name or a gid, write to the socket; OSError if there is no such group, or we may not."""
     try:
-        shutil.chown(path, group=int(group) if re.fullmatch(r"[0-9]+", group, re.ASCII) else group)
+        shutil.chown(path, group=int(group) if re.fullmatch(r"[0-9]+", group) else group)
     except LookupError as error:
         raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: there is no such group") from error
     except OSError as error:

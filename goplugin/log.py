@@ -17,16 +17,16 @@ import traceback
 from types import TracebackType
 from typing import Any
 
-STDERR = 2  # the real one: sys.stderr goes to the host's SyncStderr once the plugin serves
+from goplugin.outputs import STDERR
+
 LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
 
 _TRACE = 5
 _LEVELS = {"trace": _TRACE, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
 _LEVELS |= {"warning": logging.WARNING, "error": logging.ERROR, "off": logging.CRITICAL + 1}
 
-_LINE_LIMIT = (
-    64 * 1024
-)  # bytes of a line, its end included, that the host reads whole (ClientConfig.PluginLogBufferSize)
+# bytes of a line, its end included, that the host reads whole (ClientConfig.PluginLogBufferSize)
+_LINE_LIMIT = 64 * 1024
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -53,7 +53,11 @@ class HclogHandler(logging.Handler):
     """Writes each record as one line of hclog's JSON to the real stderr. It never raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = memoryview(hclog_line(record))
+        try:
+            line = memoryview(hclog_line(record))
+        except Exception:  # attributes that logging itself sets and somebody broke
+            self.handleError(record)
+            return
         # Nobody reads the log of a plugin that outlived its host: that must not stop it.
         with contextlib.suppress(OSError):
             while line:
@@ -106,8 +110,8 @@ def _json(value: Any) -> str:
         text = json.dumps(value, allow_nan=False)
     except Exception:  # no such type, NaN, a circle, a dict that another thread changes
         return json.dumps(_repr(value))
-    # Numbers are float64 to the host: beyond 2**53 it would show another one, beyond 1e308 refuse the whole line.
-    if (type(value) is int and abs(value) > 2**53) or re.search(r"\d{300}", text):
+    # Numbers are float64 to the host: an id beyond 2**53 would be another one, and 1e309, wherever, no line at all.
+    if not isinstance(value, str) and (type(value) is int and abs(value) > 2**53 or re.search(r"\d{300}", text)):
         return json.dumps(text)
     return text
 
@@ -135,7 +139,7 @@ def _fit(fields: dict[str, str]) -> str:
         if excess <= 0:
             return line
         text = json.loads(fields[key]) if fields[key].startswith('"') else fields[key]
-        keep = len(text)
+        keep = min(len(text), _LINE_LIMIT)
         while keep and len(json.dumps(text[:keep])) > len(fields[key]) - excess - 40:
             keep = keep * 9 // 10
         cut[key] = json.dumps(f"{text[:keep]}... ({len(text) - keep} characters cut)")

@@ -12,9 +12,10 @@ from typing import TextIO, cast
 
 import grpc
 
-from goplugin import handshake, host_pb2_grpc, log
+from goplugin import handshake, host_pb2_grpc, log, outputs
 from goplugin.broker import Broker
 from goplugin.controller import Controller
+from goplugin.environ import host_environ
 from goplugin.handshake import Handshake, HandshakeConfig
 from goplugin.lifetime import GRACE, LAST_RESORT, Lifetime, leave_within
 from goplugin.listener import Address, listen
@@ -59,14 +60,14 @@ class Plugin:
             )
         self._debugged = not by_host
         self._lifetime = Lifetime()
-        self.stdout: TextIO = handshake.host_stdout()
+        self._leave_with_host = leave_with_host and by_host
+        self.stdout: TextIO = sys.stdout if self._debugged else outputs.take_stdout()
         if self._debugged:
             # A person reads what is printed and logged, and ends it by Ctrl-C.
             logging.basicConfig(level=logging.DEBUG)
             signal.signal(signal.SIGINT, lambda signum, frame: self._lifetime.stop("Ctrl-C"))
         else:
             log.set_up()
-        self._host_pipes = (self.stdout.fileno(), log.STDERR) if leave_with_host and by_host else ()
         self.version = handshake.choose_protocol_version(config)
         self._workers = Workers()
         # grpc.server() takes any Executor; only its type stubs name this one.
@@ -99,8 +100,8 @@ class Plugin:
         self._server = server
         if self._debugged:
             return self._reattach_config(self._address)
-        self._stdio.replace_std_streams()
-        multiplex = "false" if os.environ.get("PLUGIN_MULTIPLEX_GRPC") else ""
+        outputs.redirect(self._stdio.write)
+        multiplex = "false" if host_environ.get("PLUGIN_MULTIPLEX_GRPC") else ""
         return str(Handshake(self.version, *self._address, multiplex=multiplex))
 
     def wait(self) -> None:
@@ -108,10 +109,12 @@ class Plugin:
 
         Calls in flight have 1.5 s to finish. Whatever main() does after this has 0.3 s more.
         """
-        reason = self._lifetime.wait(self._host_pipes)
+        host_pipes = () if self._debugged else (self.stdout.fileno(), outputs.STDERR)
+        reason = self._lifetime.wait(host_pipes, self._leave_with_host)
         leave_within(GRACE + LAST_RESORT)
         _log.debug("leaving: %s", reason)
         end = time.monotonic() + GRACE
+        outputs.redirect(None)
         self._stdio.close()
         self.broker.end_streams()
         if self._server:

@@ -1,13 +1,10 @@
 """plugin.GRPCStdio: what the plugin prints reaches the host; mirrors go-plugin's grpc_stdio.go.
 
-After the handshake sys.stdout and sys.stderr write here, and the host copies what it reads to SyncStdout and
-SyncStderr of its ClientConfig. File descriptors 1 and 2, which C libraries and child processes write to, stay the
-real stderr, which the host logs.
+After the handshake sys.stdout and sys.stderr write here (see outputs.py), and the host copies what it reads to
+SyncStdout and SyncStderr of its ClientConfig.
 """
 
-import io
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -16,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from goplugin import host_pb2, host_pb2_grpc
+from goplugin import host_pb2, host_pb2_grpc, outputs
 
 LIMIT = 1 << 20  # bytes kept for a host that does not read as fast as the plugin prints
 PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing at all; then it is dropped
@@ -26,6 +23,7 @@ _MESSAGE = 64 * 1024  # bytes in one message at most
 _log = logging.getLogger("goplugin.stdio")
 
 Channel = host_pb2.StdioData.Channel
+_CHANNELS = {outputs.STDOUT: Channel.STDOUT, outputs.STDERR: Channel.STDERR}
 
 
 class Stdio(host_pb2_grpc.GRPCStdioServicer):
@@ -42,15 +40,9 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         self._dropped = {Channel.STDOUT: 0, Channel.STDERR: 0}  # bytes since the last report
         self._closed = False
 
-    def replace_std_streams(self) -> None:
-        """Let sys.stdout and sys.stderr write to the host from now on."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout = _text_stream(self, Channel.STDOUT, fd=1)
-        sys.stderr = _text_stream(self, Channel.STDERR, fd=2)
-
-    def write(self, channel: Channel, data: bytes) -> None:
+    def write(self, fd: int, data: bytes) -> None:
         """Hand over bytes for the host; waits while LIMIT is reached, drops them if the host stopped reading."""
+        channel = _CHANNELS[fd]
         for start in range(0, len(data), _MESSAGE):
             chunk = data[start : start + _MESSAGE]
             with self._changed:
@@ -122,9 +114,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             self._changed.wait_for(lambda: not self._readers or not (self._chunks or self._sending), timeout)
 
     def close(self) -> None:
-        """Let the streams end once all is sent. What is printed from now on goes to the real stderr."""
-        if isinstance(sys.stdout, _TextStream):
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        """Let the streams end once all is sent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -142,31 +132,3 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             if count:
                 self._dropped[channel] = 0
                 _log.warning("%d bytes of %s dropped: the host did not read them", count, Channel.Name(channel).lower())
-
-
-class _Channel(io.RawIOBase):
-    """stdout or stderr as a binary stream without a buffer of its own."""
-
-    def __init__(self, stdio: Stdio, channel: Channel, fd: int) -> None:
-        self._stdio, self._channel, self._fd = stdio, channel, fd
-
-    def write(self, data: Any) -> int:
-        self._stdio.write(self._channel, bytes(data))
-        return len(data)
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        """For child processes and faulthandler: the real stderr, by the number that this stream is known by."""
-        return self._fd
-
-
-class _TextStream(io.TextIOWrapper):
-    """sys.stdout or sys.stderr; nothing is kept back, so that the host has it when the handler has printed it."""
-
-
-def _text_stream(stdio: Stdio, channel: Channel, fd: int) -> _TextStream:
-    raw: Any = _Channel(stdio, channel, fd)
-    # backslashreplace: print must not raise for what UTF-8 cannot express.
-    return _TextStream(raw, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)

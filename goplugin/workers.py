@@ -51,10 +51,10 @@ class Workers(Executor):
             if self._resting:
                 self._resting.pop().give(task)
                 return future
-            if len(self._all) < self._min:
-                self._hire(task)
-                return future
             self._waiting.append(task)
+            if len(self._all) < self._min:
+                self._hire()
+                return future
             if self._pressed.is_set() or len(self._all) >= self._max:
                 return future
             if self._watcher is None:
@@ -82,22 +82,27 @@ class Workers(Executor):
             for worker in self._resting:
                 worker.give(None)
             self._resting.clear()
-            workers = list(self._all)
         self._pressed.set()  # lets the watcher end
-        if wait:
-            for worker in workers:
+        while wait and self._all:
+            for worker in self._all.copy():
                 worker.thread.join()
 
-    def _hire(self, task: _Task) -> None:
-        """Start a thread that begins with the task. Called with the lock held."""
+    def _hire(self) -> None:
+        """Start a thread, for the first of the waiting work. Called with the lock held."""
         worker = _Worker(self)
-        worker.give(task)
+        try:
+            worker.thread.start()
+        except RuntimeError:  # the system has no thread left: the work waits for those there are
+            if not self._all:
+                self._waiting.clear()
+                raise
+            return
+        worker.give(self._waiting.popleft())
         self._all.add(worker)
-        worker.thread.start()
 
     def _watch(self) -> None:
         """Double the threads whenever work has waited for the pool's patience and none was taken up."""
-        while not self._closed:
+        while not self._closed or self._waiting:
             self._pressed.wait()
             taken = self._taken
             time.sleep(self._patience)
@@ -106,7 +111,7 @@ class Workers(Executor):
                     self._pressed.clear()
                 elif self._taken == taken:
                     for _ in range(min(len(self._all), len(self._waiting), self._max - len(self._all))):
-                        self._hire(self._waiting.popleft())
+                        self._hire()
 
     def _next(self, worker: "_Worker") -> _Task | None:
         """The worker's next task, waited for; None when its thread shall end."""
@@ -115,7 +120,6 @@ class Workers(Executor):
                 self._taken += 1
                 return self._waiting.popleft()
             if self._closed:
-                self._all.discard(worker)
                 return None
             self._resting.append(worker)
             if self._drained and len(self._resting) == len(self._all):
@@ -124,10 +128,13 @@ class Workers(Executor):
             with self._lock:
                 if worker in self._resting and len(self._all) > self._min:
                     self._resting.remove(worker)
-                    self._all.discard(worker)
                     return None
             worker.wait(-1)  # given a task in the last moment, or needed after all
         return worker.task
+
+    def _leave(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._all.discard(worker)
 
 
 class _Worker:
@@ -163,3 +170,4 @@ class _Worker:
             del task, future, fn, args, kwargs
             self.task = None
             task = pool._next(self)
+        pool._leave(self)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -82,6 +83,7 @@ def test_any_port_where_the_host_names_none(world: World) -> None:
         ("ten", "100", "PLUGIN_MIN_PORT='ten' is not a port"),
         ("1_0", "100", "PLUGIN_MIN_PORT='1_0' is not a port"),
         ("-1", "100", "PLUGIN_MIN_PORT='-1' is not a port"),
+        ("1" * 5000, "100", "is not a port"),
         ("10000", "65536", "PLUGIN_MAX_PORT='65536' is not a port"),
     ],
 )
@@ -103,7 +105,7 @@ def test_started_by_a_person(world: World, value: str | None) -> None:
     assert "This program is a plugin" in text
     assert 'KV_PLUGIN="python plugin.py" go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
     assert "Traceback" not in text
-    assert len(text.splitlines()) < 12
+    assert len(text.splitlines()) < 13
 
 
 def test_a_host_with_another_cookie_is_told_the_same(world: World) -> None:
@@ -126,6 +128,7 @@ def test_a_host_with_another_cookie_is_told_the_same(world: World) -> None:
         ("5,6", "six,6", 6),
         ("5,6", " 6,1_0", 5),
         ("0,2", "2,0,1", 2),
+        ("5,6", "9" * 5000 + ",6", 6),
     ],
 )
 def test_app_protocol_version(world: World, served: str, offered: str, chosen: int) -> None:
@@ -134,7 +137,7 @@ def test_app_protocol_version(world: World, served: str, offered: str, chosen: i
     assert line(process).split("|")[:2] == ["1", str(chosen)]
     code, _, err = end(process)
     assert code == 0
-    assert ("is not a number" in err) == bool(re.search("six|_", offered))
+    assert ("is not a number" in err) == bool(re.search("six|_|9999", offered))
 
 
 def test_the_host_says_that_no_version_is_common(world: World) -> None:
@@ -154,10 +157,50 @@ def test_stray_output_never_breaks_the_handshake(world: World) -> None:
 
 
 def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> None:
-    code = "import sys, signal, plugin; print(sys.stdout.fileno(), signal.getsignal(signal.SIGINT).__name__)"
-    process = world.run(sys.executable, "-c", code)
+    look = "(sys.stdout, sys.stderr, sys.excepthook, signal.getsignal(signal.SIGINT), os.readlink('/proc/self/fd/1'))"
+    code = f"import os, sys, signal; before = {look}; import plugin; print(before == {look}, threading.active_count())"
+    process = world.run(sys.executable, "-c", f"import threading; {code}")
     out, err = process.communicate(timeout=10)
-    assert (out, err) == (b"1 default_int_handler\n", b"")
+    assert (out, err) == (b"True 1\n", b"")
+
+
+def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
+    """It inherits neither what the host said to us, nor what we made of stdout."""
+    child = "import goplugin, signal; print('result', signal.getsignal(signal.SIGINT).__name__)"
+    code = f"import goplugin, subprocess, sys; out = subprocess.check_output([sys.executable, '-c', {child!r}])"
+    process = world.run(
+        sys.executable, "-c", f"{code}; sys.stderr.write(out.decode())", env={**world.env, **HOSTS_VARIABLES}
+    )
+    out, err = process.communicate(timeout=10)
+    assert (out, err) == (b"", b"result default_int_handler\n")
+
+
+def test_without_its_packages_it_says_so(world: World) -> None:
+    process = world.run(sys.executable, "-S", ROOT / "plugin.py")
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, b"")
+    assert err.decode() == (
+        "No module named 'grpc': this plugin needs the packages of requirements.txt, see README.md\n"
+    )
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "2>&-"])
+def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
+    """The kept stdout does not take the place of stdin or stderr, where stray output would reach it."""
+    world.env["PROBE_NOISY"] = "1"
+    command = f"{shlex.join([sys.executable, str(PLUGINS / 'probe_plugin.py')])} {closed}"
+    host = world.started(cmd=["sh", "-c", command], cookie=("PROBE_COOKIE", "probe"))
+    probe.do(host, "write_fd", [1, "stray\n", 1])
+    assert probe.do(host, "echo", 1) == 1
+
+
+def test_a_line_that_would_end_the_host(world: World) -> None:
+    """JSON with "@message" and its like, not strings: the host panics on it. No print of ours is read as such."""
+    world.env["PROBE_NOISY"] = "json"
+    host = probe.start(world)
+    assert host.logged('> {"@message": 1}')
+    assert host.logged('> {"@timestamp": 2}')
+    assert probe.do(host, "echo", 1) == 1
 
 
 def test_arguments_of_the_host_are_left_alone(world: World) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PLUGINS, ROOT, CallError, World
+from conftest import PATIENCE, PLUGINS, ROOT, CallError, World
 from kv import SUFFIX, get, put
 
 import kv_pb2
@@ -58,8 +58,9 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
             message=kv_pb2.PutRequest(key="hello", value=b"new" * 20_000_000).SerializeToString(),
         )
         # Killed while the new value is being written: its file stands beside, incomplete.
-        enough = attempt * 5_000_000
-        while not any(file.stat().st_size > enough for file in world.folder.glob(".kv_*")):
+        end = time.monotonic() + PATIENCE
+        while not any(file.stat().st_size > attempt * 5_000_000 for file in world.folder.glob(".kv_*")):
+            assert time.monotonic() < end, "no file is written beside"
             time.sleep(0.001)
         for plugin in world.plugins():
             plugin.kill()
@@ -73,14 +74,16 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
 
 
 def test_16_puts_at_once_leave_one_of_them(world: World) -> None:
+    """And whoever reads meanwhile finds one whole value, of those of quite different lengths."""
     host = world.started()
-    values = [bytes([65 + i]) * 1_000_000 for i in range(16)]
-    calls = [
-        host.begin("call", method="/proto.KV/Put", message=kv_pb2.PutRequest(key="k", value=value).SerializeToString())
-        for value in values
-    ]
-    for call in calls:
-        call()
+    values = [bytes([65 + number]) * (1 << number + 8) for number in range(16)]
+    put(host, "k", values[0])
+    messages = [kv_pb2.PutRequest(key="k", value=value).SerializeToString() for value in values]
+    for _ in range(4):
+        calls = [host.begin("call", method="/proto.KV/Put", message=message) for message in messages]
+        for call in calls:
+            assert get(host, "k") in [value + SUFFIX for value in values]
+            call()
     assert get(host, "k") in [value + SUFFIX for value in values]
     assert [file.name for file in world.folder.iterdir()] == ["kv_k"]
 

@@ -1,6 +1,7 @@
 """When the plugin leaves, and that nothing of it stays."""
 
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_sigint_is_the_hosts(world: World) -> None:
     host = world.host()
     started = host.begin("start")
     (plugin,) = eventually(world.plugins)
-    # From `import goplugin` on, which also takes stdout; before that it is Python itself that still starts.
+    # From `import goplugin` on, which soon takes stdout too; before that it is Python itself that still starts.
     stdout, stderr = (Path(f"/proc/{plugin.pid}/fd/{fd}") for fd in (1, 2))
     assert eventually(lambda: stdout.readlink() == stderr.readlink())
     for _ in range(50):
@@ -67,6 +68,13 @@ def test_sigint_is_the_hosts(world: World) -> None:
     put(host, "k", b"v")
     assert get(host, "k")
     assert "Traceback" not in "".join(record["@message"] for record in host.log())
+
+
+def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> None:
+    code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.outputs'])); import signal\n"
+    code += "try: import goplugin\nexcept ImportError: print(signal.getsignal(signal.SIGINT)(2, None))"
+    process = world.run(sys.executable, "-c", code, env={**world.env, "PLUGIN_MIN_PORT": "1"})
+    assert process.communicate(timeout=10) == (b"None\n", b"")
 
 
 def test_children_of_the_plugin_hear_sigint(world: World) -> None:
@@ -129,6 +137,8 @@ def test_stays_when_told_to(world: World) -> None:
     second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=reattach)
     second.ask("start")
     assert probe.do(second, "echo", "found again") == "found again"
+    probe.do(second, "write_fd", [1, "nobody reads this\n", 1])  # nor does it fail
+    probe.do(second, "log", [20, "nor this", {}])
     second.ask("kill")
     assert gone_within(world, 2)
 

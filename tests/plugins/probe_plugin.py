@@ -30,6 +30,10 @@ if "PROBE_NOISY" in os.environ:
     print("1|1|tcp|127.0.0.1:1|grpc")
     print("x" * 100_000)
 
+if os.environ.get("PROBE_NOISY") == "json":
+    print('{"@message": 1}')
+    logging.StreamHandler(sys.stderr).handle(logging.makeLogRecord({"msg": '{"@timestamp": 2}'}))
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -66,7 +70,7 @@ class Probe:
 
     def hold_thread(self, argument: None, context: grpc.ServicerContext) -> None:
         """Start a thread that Python waits for at its end, for an hour."""
-        threading.Thread(target=time.sleep, args=(3600,)).start()
+        threading.Thread(target=time.sleep, args=(3600,), daemon=False).start()
 
     def write_fd(self, argument: list[Any], context: grpc.ServicerContext) -> None:
         fd, text, times = argument
@@ -74,11 +78,12 @@ class Probe:
             os.write(fd, text.encode())
 
     def child(self, argument: list[str], context: grpc.ServicerContext) -> list[int]:
-        """Start a child that outlives us, its stderr closed as README advises; returns its open descriptors."""
+        """Start a child that outlives us, its stderr elsewhere as README advises; returns its open descriptors."""
         process = subprocess.Popen(
             [sys.executable, "-c", "import os, time; print(*os.listdir('/proc/self/fd'), flush=True); time.sleep(8)"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            close_fds=False,  # what is inheritable is inherited
             text=True,
         )
         assert process.stdout
