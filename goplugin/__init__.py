@@ -15,19 +15,21 @@ if host_environ:
 if sys.version_info < (3, 10):
     sys.exit("This plugin needs Python 3.10 or newer.")
 
-from goplugin import outputs
+from goplugin import outputs, terminator
 
 if host_environ:
     outputs.take_stdout()
+terminator.start()  # makes the certificate while we import the rest
 
 try:
     import grpc as _grpc  # noqa: F401
 except ModuleNotFoundError as error:
     sys.exit(f"{error}: this plugin needs the packages of requirements.txt, see README.md")
 
+from goplugin.automtls import TLSFiles
 from goplugin.broker import Accepted, Broker
 from goplugin.handshake import HandshakeConfig
 from goplugin.server import Plugin
 from goplugin.workers import Workers
 
-__all__ = ["Accepted", "Broker", "HandshakeConfig", "Plugin", "Workers"]
+__all__ = ["Accepted", "Broker", "HandshakeConfig", "Plugin", "TLSFiles", "Workers"]

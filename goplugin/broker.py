@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 
 from goplugin import host_pb2, host_pb2_grpc
-from goplugin.listener import Address, listen
+from goplugin.listener import Address, Transport
 
 TIMEOUT = 5.0  # seconds that each side has to pick an id up, as in Go
 
@@ -29,8 +29,8 @@ _Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]
 class Broker(host_pb2_grpc.GRPCBrokerServicer):
     """Serves under an id (accept), reaches what the host serves under an id (dial)."""
 
-    def __init__(self, workers: Executor, options: Any) -> None:
-        self._workers, self._options = workers, options
+    def __init__(self, transport: Transport, workers: Executor, options: Any) -> None:
+        self._transport, self._workers, self._options = transport, workers, options
         self._changed = threading.Condition()
         self._hosts: list[_Outgoing] = []
         self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they hold
@@ -61,12 +61,13 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
                     " (it does so once: an id can be dialled once)"
                 )
             address, _ = self._infos.pop(service_id)
-            try:
-                # No proxy: the host is on this machine, whatever the environment says of others.
-                options = (*self._options, ("grpc.enable_http_proxy", 0))
-                channel = grpc.insecure_channel(address.target(), options)
-            except ValueError as error:
-                raise ValueError(f"cannot dial id {service_id}: {error}") from error
+        # No proxy: the host is on this machine, whatever the environment says of others.
+        options = (*self._options, ("grpc.enable_http_proxy", 0))
+        try:
+            channel = self._transport.dial(address, options)
+        except ValueError as error:
+            raise ValueError(f"cannot dial id {service_id}: {error}") from error
+        with self._changed:
             self._channels.add(channel)
         return channel
 
@@ -77,7 +78,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         ValueError if the id is accepted already, TimeoutError if no host opens the broker's stream within 5 s,
         OSError if the plugin cannot listen; RuntimeError when it is leaving.
         """
-        accepted = Accepted(self, service_id)
+        accepted = Accepted(self, self._transport, service_id)
         with self._changed:
             if service_id in self._accepted:
                 raise ValueError(f"id {service_id} is accepted already")
@@ -164,9 +165,9 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
 class Accepted(contextlib.AbstractContextManager["Accepted"]):
     """What is served under an id. Close it when the host needs it no more, or use it in a `with`."""
 
-    def __init__(self, broker: Broker, service_id: int) -> None:
+    def __init__(self, broker: Broker, transport: Transport, service_id: int) -> None:
         self.service_id = service_id
-        self._broker = broker
+        self._broker, self._transport = broker, transport
         self._server: grpc.Server | None = None
         self._address: Address | None = None
         self._called = False
@@ -174,7 +175,7 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
     def serve(self, workers: Executor, options: Any, add_to_server: Callable[[grpc.Server], None]) -> Address:
         server = self._server = grpc.server(workers, options=options, interceptors=[_FirstCall(self.called)])  # type: ignore[arg-type]
         add_to_server(server)
-        address = self._address = listen(server)
+        address = self._address = self._transport.listen(server)
         server.start()
         return address
 
@@ -190,7 +191,8 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
                 _log.warning("the plugin served id %d, and the host called nothing there", self.service_id)
             self._server = None
         if self._address:
-            self._address.remove()
+            self._transport.close(self._address)
+            self._address = None
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

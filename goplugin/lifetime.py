@@ -11,9 +11,12 @@ import threading
 from collections.abc import Collection
 
 from goplugin import outputs
+from goplugin.terminator import Terminator
 
 GRACE = 1.5  # seconds that calls in flight may take to finish; the host kills after 2
 LAST_RESORT = 0.3  # seconds that leaving may take after that, whatever threads or exit handlers still run
+
+TERMINATOR_DIED = "the TLS terminator died"
 
 _PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cannot tell of its end
 _PARENT = os.getppid()  # asked at import, long before the parent has a reason to leave
@@ -37,12 +40,13 @@ class Lifetime:
         except BlockingIOError:
             pass  # it has been told so often that the pipe is full
 
-    def wait(self, host_pipes: Collection[int], leave_with_host: bool) -> str:
+    def wait(self, host_pipes: Collection[int], leave_with_host: bool, terminator: Terminator | None) -> str:
         """Block until there is a reason to leave, and return it.
 
         host_pipes: our ends of the pipes that the host reads; the host is gone when their readers are, even
         where a shell between us and the host lives on.
         leave_with_host: whether that, and the end of our parent, is a reason.
+        terminator: whose end is a reason, for nobody could call us without it.
         """
         if not hasattr(select, "poll"):  # Windows: pipes and processes cannot be polled there
             os.read(self._stop_read, 1)
@@ -51,6 +55,8 @@ class Lifetime:
         poll.register(self._stop_read, select.POLLIN)
         for fd in host_pipes:
             poll.register(fd, 0)  # errors only: POLLERR or POLLHUP once nobody can read it any more
+        if terminator:
+            poll.register(terminator, 0)
         parent = _open_process(_PARENT) if leave_with_host else None
         if parent is not None:
             poll.register(parent, select.POLLIN)
@@ -62,6 +68,8 @@ class Lifetime:
                 ready = {fd for fd, _ in poll.poll(timeout)}
                 if self._stop_read in ready:
                     return self._reason
+                if terminator and terminator.fileno() in ready:
+                    return TERMINATOR_DIED
                 if gone := ready.intersection(host_pipes):
                     if leave_with_host:
                         return "the host is gone"

@@ -1,19 +1,18 @@
-"""Where the plugin listens; mirrors serverListener in go-plugin's server.go."""
+"""Where the plugin listens, and how it reaches the host's listeners; mirrors serverListener in go-plugin's server.go.
+
+The TLS terminator uses it too, which starts before `import grpc` and does without.
+"""
 
 import contextlib
 import os
-import random
 import re
-import shutil
 import socket
-import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
 from goplugin.environ import host_environ
-
-_ANY_PORT = 0
 
 
 class Address(NamedTuple):
@@ -37,27 +36,85 @@ class Address(NamedTuple):
                 os.remove(self.address)
 
 
-def listen(server: grpc.Server) -> Address:
-    """Bind the server where the host wants it: a Unix socket in PLUGIN_UNIX_SOCKET_DIR, else a TCP port of 127.0.0.1.
+class Transport(Protocol):
+    """How host and plugin connect: Plain, or one of automtls.py."""
+
+    @property
+    def server_cert(self) -> str:
+        """The handshake's sixth field. ValueError says why there is none."""
+
+    def listen(self, server: "grpc.Server") -> Address:
+        """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
+
+    def dial(self, address: Address, options: Any) -> "grpc.Channel":
+        """A channel to where the host listens. ValueError if that is no address."""
+
+    def close(self, address: Address) -> None:
+        """What `listen` returned is not needed any more."""
+
+    def stop(self) -> None:
+        """Nothing is needed any more."""
+
+
+class Plain:
+    """No TLS: who can reach the address can call."""
+
+    server_cert = ""
+
+    def listen(self, server: "grpc.Server") -> Address:
+        while True:
+            look, address = (
+                listening_socket()
+            )  # grpc does not say why it cannot listen, and logs each port it cannot have
+            look.close()
+            address.remove()
+            try:
+                server.add_insecure_port(address.target())
+            except RuntimeError:
+                continue  # somebody else took it since the look
+            give_to_group(address)
+            return address
+
+    def dial(self, address: Address, options: Any) -> "grpc.Channel":
+        import grpc
+
+        return grpc.insecure_channel(address.target(), options)
+
+    def close(self, address: Address) -> None:
+        address.remove()
+
+    def stop(self) -> None:
+        pass
+
+
+def listening_socket() -> tuple[socket.socket, Address]:
+    """A socket where the host wants it: a Unix socket in PLUGIN_UNIX_SOCKET_DIR, else a TCP port of 127.0.0.1.
 
     ValueError for a setting that is none, OSError if the system refuses.
     """
     folder = host_environ.get("PLUGIN_UNIX_SOCKET_DIR")
-    return _listen_unix(server, folder) if folder else _listen_tcp(server)
+    return _unix_socket(folder) if folder else _tcp_socket()
 
 
-def _listen_tcp(server: grpc.Server) -> Address:
+def _tcp_socket() -> tuple[socket.socket, Address]:
     low, high = _port("PLUGIN_MIN_PORT"), _port("PLUGIN_MAX_PORT")
     if low > high:
         raise ValueError(f"PLUGIN_MIN_PORT={low} is greater than PLUGIN_MAX_PORT={high}")
     ports = range(low, high + 1)
     # Not always from the lowest on, as in Go: plugins started at once would race for each port in turn, and a
     # caller that still knows the port of a plugin that has left would reach its successor.
-    first = random.randrange(len(ports))
-    for port in (*ports[first:], *ports[:first]):
-        if port == _ANY_PORT or _is_free(port):
-            with contextlib.suppress(RuntimeError):  # somebody was faster since the look
-                return Address("tcp", f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}")
+    first = int.from_bytes(os.urandom(4), "big") % len(ports)
+    for port in (*ports[first:], *ports[:first]):  # 0 is any port
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if os.name == "posix":  # elsewhere the option means that a port in use may be had
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+        except OSError:
+            listener.close()
+            continue
+        return listener, Address("tcp", f"127.0.0.1:{listener.getsockname()[1]}")
     raise OSError(f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={low} to PLUGIN_MAX_PORT={high} is free")
 
 
@@ -68,48 +125,31 @@ def _port(name: str) -> int:
     return int(text)
 
 
-def _is_free(port: int) -> bool:
-    """Look before grpc binds: it logs every port that it cannot have, and is slow at it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # elsewhere the option means that a port in use may be had
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            probe.listen()
-        except OSError:
-            return False
-    return True
-
-
-def _listen_unix(server: grpc.Server, folder: str) -> Address:
+def _unix_socket(folder: str) -> tuple[socket.socket, Address]:
+    """A Unix socket of a new name in the folder. ValueError or OSError say why there cannot be one."""
     if re.search(r"[|\s]", folder):
-        raise ValueError(f"PLUGIN_UNIX_SOCKET_DIR={folder!r} has a character that the handshake line cannot carry")
+        raise ValueError(f"the folder for sockets, {folder!r}, has a character that the handshake line cannot carry")
     path = os.path.join(folder, f"plugin{os.urandom(4).hex()}")
+    listener = socket.socket(socket.AF_UNIX)
     try:
-        with socket.socket(socket.AF_UNIX) as probe:  # grpc does not say why it cannot
-            probe.bind(path)
-        os.remove(path)
+        listener.bind(path)
+        listener.listen()
     except OSError as error:
-        raise OSError(
-            f"PLUGIN_UNIX_SOCKET_DIR: no socket at {path}, {len(os.fsencode(path))} bytes: {error}"
-        ) from error
-    address = Address("unix", path)
-    server.add_insecure_port(address.target())
+        listener.close()
+        raise OSError(f"no socket at {path} ({len(os.fsencode(path))} bytes): {error}") from error
+    return listener, Address("unix", path)
+
+
+def give_to_group(address: Address) -> None:
+    """Let PLUGIN_UNIX_SOCKET_GROUP, a name or a gid, write to the socket; OSError if that cannot be."""
+    group = host_environ.get("PLUGIN_UNIX_SOCKET_GROUP")
+    if not group or address.network != "unix":
+        return
+    import shutil
+
     try:
-        if group := host_environ.get("PLUGIN_UNIX_SOCKET_GROUP"):
-            _give_to_group(path, group)
-    except OSError:
+        shutil.chown(address.address, group=int(group) if re.fullmatch(r"[0-9]+", group) else group)
+        os.chmod(address.address, 0o660)
+    except (LookupError, OSError) as error:
         address.remove()
-        raise
-    return address
-
-
-def _give_to_group(path: str, group: str) -> None:
-    """Let the group, a name or a gid, write to the socket; OSError if there is no such group, or we may not."""
-    try:
-        shutil.chown(path, group=int(group) if re.fullmatch(r"[0-9]+", group) else group)
-    except LookupError as error:
-        raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: there is no such group") from error
-    except OSError as error:
         raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: {error}") from error
-    os.chmod(path, stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)

@@ -12,15 +12,17 @@ from typing import TextIO, cast
 
 import grpc
 
-from goplugin import handshake, host_pb2_grpc, log, outputs
+from goplugin import handshake, host_pb2_grpc, log, outputs, terminator
+from goplugin.automtls import TLSFiles, UnverifiedTLS
 from goplugin.broker import Broker
 from goplugin.controller import Controller
 from goplugin.environ import host_environ
 from goplugin.handshake import Handshake, HandshakeConfig
-from goplugin.lifetime import GRACE, LAST_RESORT, Lifetime, leave_within
-from goplugin.listener import Address, listen
+from goplugin.lifetime import GRACE, LAST_RESORT, TERMINATOR_DIED, Lifetime, leave_within
+from goplugin.listener import Address, Plain, Transport
 from goplugin.reflection import Reflection
 from goplugin.stdio import Stdio
+from goplugin.terminator import Terminator
 from goplugin.workers import Workers
 
 DEBUG = "--debug"
@@ -44,11 +46,19 @@ class Plugin:
         ("grpc.max_send_message_length", -1),
     )
 
-    def __init__(self, config: HandshakeConfig, *, usage: str | None = None, leave_with_host: bool = True) -> None:
+    def __init__(
+        self,
+        config: HandshakeConfig,
+        *,
+        usage: str | None = None,
+        leave_with_host: bool = True,
+        tls: TLSFiles | None = None,
+    ) -> None:
         """Exits with code 1 and a text on stderr, `usage` included, if no host started this process.
 
         leave_with_host: False for hosts that may end and later reattach to the plugin, which then leaves at
         Shutdown and SIGTERM only.
+        tls: a certificate of the plugin's own, for hosts that know it; AutoMTLS needs none.
         """
         by_host = handshake.check_magic_cookie(config)
         if not by_host and DEBUG not in sys.argv:
@@ -72,7 +82,8 @@ class Plugin:
         self._workers = Workers()
         # grpc.server() takes any Executor; only its type stubs name this one.
         self.workers = cast("ThreadPoolExecutor", self._workers)
-        self.broker = Broker(self.workers, self.options)
+        self._transport = _transport(tls)
+        self.broker = Broker(self._transport, self.workers, self.options)
         self._stdio = Stdio()
         self._server: grpc.Server | None = None
         self._address: Address | None = None
@@ -93,7 +104,8 @@ class Plugin:
         Exits with code 1 and a text on stderr if it cannot listen there.
         """
         try:
-            self._address = listen(server)
+            self._address = self._transport.listen(server)
+            server_cert = self._transport.server_cert
         except (OSError, ValueError) as error:
             handshake.exit_with(f"This plugin cannot listen: {error}")
         server.start()
@@ -102,7 +114,7 @@ class Plugin:
             return self._reattach_config(self._address)
         outputs.redirect(self._stdio.write)
         multiplex = "false" if host_environ.get("PLUGIN_MULTIPLEX_GRPC") else ""
-        return str(Handshake(self.version, *self._address, multiplex=multiplex))
+        return str(Handshake(self.version, *self._address, server_cert, multiplex))
 
     def wait(self) -> None:
         """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
@@ -110,9 +122,10 @@ class Plugin:
         Calls in flight have 1.5 s to finish. Whatever main() does after this has 0.3 s more.
         """
         host_pipes = () if self._debugged else (self.stdout.fileno(), outputs.STDERR)
-        reason = self._lifetime.wait(host_pipes, self._leave_with_host)
+        watched = self._transport if isinstance(self._transport, Terminator) else None
+        reason = self._lifetime.wait(host_pipes, self._leave_with_host, watched)
         leave_within(GRACE + LAST_RESORT)
-        _log.debug("leaving: %s", reason)
+        _log.log(logging.ERROR if reason == TERMINATOR_DIED else logging.DEBUG, "leaving: %s", reason)
         end = time.monotonic() + GRACE
         outputs.redirect(None)
         self._stdio.close()
@@ -124,7 +137,8 @@ class Plugin:
         self.broker.close()
         self._stdio.count_unread()
         if self._address:
-            self._address.remove()
+            self._transport.close(self._address)
+        self._transport.stop()
 
     def _shutdown(self) -> None:
         self._stdio.drain(GRACE / 3)  # the host stops reading once this call is answered
@@ -141,3 +155,17 @@ class Plugin:
             "Addr": {"Network": address.network, "String": address.address},
         }
         return json.dumps({after[0] if after else Path(sys.argv[0]).stem: config}, separators=(",", ":"))
+
+
+def _transport(tls: TLSFiles | None) -> Transport:
+    if tls:
+        if terminator.of_host:
+            terminator.of_host.stop()  # as in Go, the plugin's own certificate goes before AutoMTLS
+        if not terminator.available():
+            handshake.exit_with(
+                "This plugin brings its own certificate, for which there must be fork and Unix sockets."
+            )
+        return Terminator(files=tls)
+    if terminator.of_host:
+        return terminator.of_host
+    return UnverifiedTLS() if host_environ.get("PLUGIN_CLIENT_CERT") else Plain()

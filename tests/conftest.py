@@ -146,7 +146,8 @@ class Host:
 class World:
     """A folder, an environment, and whatever runs in it, of one test."""
 
-    def __init__(self, folder: Path, host_binary: Path) -> None:
+    def __init__(self, folder: Path, host_binary: Path, auto_mtls: bool) -> None:
+        self.auto_mtls = auto_mtls
         self.folder = folder / "work"
         self.temporary = folder / "tmp"
         self.folder.mkdir()
@@ -168,7 +169,8 @@ class World:
         command = [sys.executable, str(script)]
         if shell:  # as go-plugin's KV example does; a list of two commands, so that the shell stays our parent
             command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
-        defaults = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}
+        defaults: dict[str, Any] = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}
+        defaults["auto_mtls"] = self.auto_mtls and "reattach" not in config
         host = Host(self._binary, {**defaults, **config}, self.env)
         self._hosts.append(host)
         return host
@@ -198,8 +200,14 @@ class World:
         return found
 
     def plugins(self) -> list[psutil.Process]:
-        """The Python processes among them."""
+        """The Python processes among them: plugins, and their TLS terminators."""
         return [process for process in self.processes() if "python" in process.name().lower()]
+
+    def plugin(self) -> psutil.Process:
+        """The one plugin."""
+        running = self.plugins()
+        (plugin,) = (process for process in running if process.ppid() not in [other.pid for other in running])
+        return plugin
 
     def close(self) -> None:
         for host in self._hosts:
@@ -242,10 +250,18 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return build
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests."""
+    if "world" in metafunc.fixturenames:
+        both = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False)
+        plain_only = metafunc.definition.get_closest_marker("plain_only")
+        metafunc.parametrize("world", ["plain", "AutoMTLS"] if both and not plain_only else ["plain"], indirect=True)
+
+
 @pytest.fixture
-def world(host_binary: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, host_binary: Path) -> Iterator[World]:
     # Not pytest's tmp_path: the name of a socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="plugin") as folder:
-        world = World(Path(folder), host_binary)
+        world = World(Path(folder), host_binary, request.param == "AutoMTLS")
         yield world
         world.close()

@@ -16,6 +16,8 @@ from kv import SUFFIX, get, put
 
 import kv_pb2
 
+ALSO_WITH_AUTO_MTLS = True
+
 
 @pytest.mark.parametrize("value", [b"", b"world", b"\xff\xfe\x00\n|", os.urandom(64 << 20)], ids=len)
 def test_values_are_bytes(world: World, value: bytes) -> None:
@@ -25,6 +27,7 @@ def test_values_are_bytes(world: World, value: bytes) -> None:
     assert hashlib.sha256(get(host, "hello")).digest() == hashlib.sha256(value + SUFFIX).digest()
 
 
+@pytest.mark.plain_only("a host of its own")
 def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
     """The README's command, and files interchangeable with the Go plugin's, both ways."""
     python, go = shlex.join([sys.executable, str(ROOT / "plugin.py")]), str(example("grpc/plugin-go-grpc"))
@@ -43,8 +46,7 @@ def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) ->
 def test_put_survives_sigkill(world: World) -> None:
     host = world.started()
     put(host, "hello", b"world")
-    for plugin in world.plugins():
-        plugin.kill()
+    world.plugin().kill()
     assert (world.folder / "kv_hello").read_bytes() == b"world" + SUFFIX
 
 
@@ -62,8 +64,7 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
         while not any(file.stat().st_size > attempt * 5_000_000 for file in world.folder.glob(".kv_*")):
             assert time.monotonic() < end, "no file is written beside"
             time.sleep(0.001)
-        for plugin in world.plugins():
-            plugin.kill()
+        world.plugin().kill()
         with pytest.raises(CallError):
             begun()
         host.close()
@@ -160,6 +161,7 @@ def test_full_disk(world: World) -> None:
     put(host, "other", b"v" * 40_000)  # the failed Put gave its space back
 
 
+@pytest.mark.plain_only("the plugin becomes another user, whom the TLS terminator's folder keeps out")
 def test_no_permission(world: World) -> None:
     (world.folder / "kv_secret").write_bytes(b"secret")
     (world.folder / "kv_secret").chmod(0)

@@ -11,6 +11,8 @@ import pytest
 from conftest import CallError, World, eventually
 from kv import get, put
 
+ALSO_WITH_AUTO_MTLS = True
+
 
 def gone_within(world: World, seconds: float) -> bool:
     return bool(eventually(lambda: not world.plugins(), seconds))
@@ -54,7 +56,7 @@ def test_sigint_is_the_hosts(world: World) -> None:
     """Ctrl-C reaches the whole process group, from the first moment on."""
     host = world.host()
     started = host.begin("start")
-    (plugin,) = eventually(world.plugins)
+    (plugin,) = eventually(lambda: world.plugins()[:1])
     # From `import goplugin` on, which soon takes stdout too; before that it is Python itself that still starts.
     stdout, stderr = (Path(f"/proc/{plugin.pid}/fd/{fd}") for fd in (1, 2))
     assert eventually(lambda: stdout.readlink() == stderr.readlink())
@@ -70,6 +72,7 @@ def test_sigint_is_the_hosts(world: World) -> None:
     assert "Traceback" not in "".join(record["@message"] for record in host.log())
 
 
+@pytest.mark.plain_only("no host in it")
 def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> None:
     code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.outputs'])); import signal\n"
     code += "try: import goplugin\nexcept ImportError: print(signal.getsignal(signal.SIGINT)(2, None))"
@@ -115,6 +118,7 @@ def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
             call()
 
 
+@pytest.mark.plain_only("go-plugin cannot reattach with AutoMTLS")
 def test_stays_when_told_to(world: World) -> None:
     """For hosts that end and reattach: neither the host's end nor the shell's is a reason; Shutdown still is."""
     world.env["PROBE_STAYS"] = "1"
@@ -127,7 +131,7 @@ def test_stays_when_told_to(world: World) -> None:
             process.kill()
     host.process.kill()
     assert not gone_within(world, 2.5)
-    (plugin,) = world.plugins()
+    plugin = world.plugin()
     reattach = {
         "Protocol": "grpc",
         "ProtocolVersion": 1,
@@ -157,7 +161,7 @@ def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
 
 def test_idle_costs_no_wake_ups(world: World) -> None:
     world.started()
-    (plugin,) = world.plugins()
+    plugin = world.plugin()
     time.sleep(0.5)
 
     def switches() -> int:

@@ -12,6 +12,8 @@ import pytest
 from conftest import CallError, World, eventually
 from kv import SUFFIX, get, put
 
+ALSO_WITH_AUTO_MTLS = True
+
 
 @pytest.fixture(scope="session")
 def grpcurl(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,6 +23,7 @@ def grpcurl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "grpcurl"
 
 
+@pytest.mark.plain_only("grpcurl has no certificate; test_automtls.py calls reflection with TLS")
 def test_reflection_lists_and_calls_every_service(world: World, grpcurl: Path) -> None:
     host = world.host()
     address = host.ask("start")["address"]
@@ -98,7 +101,7 @@ def test_group_may_write_to_the_socket(world: World, by: str) -> None:
         ("x" * 100, "", "AF_UNIX path too long"),
         ("missing", "", "No such file or directory"),
         ("with|bar", "", "has a character that the handshake line cannot carry"),
-        ("", "no-such-group", "PLUGIN_UNIX_SOCKET_GROUP='no-such-group': there is no such group"),
+        ("", "no-such-group", "PLUGIN_UNIX_SOCKET_GROUP='no-such-group': no such group"),
     ],
 )
 def test_unusable_socket_settings_are_a_clear_error(world: World, folder: str, group: str, error: str) -> None:
@@ -165,6 +168,7 @@ def test_200_open_streams_do_not_starve_calls(world: World) -> None:
     assert host.ask("kill")["seconds"] < 1.5
 
 
+@pytest.mark.plain_only("go-plugin cannot reattach with AutoMTLS")
 def test_host_leaves_in_the_middle_of_streams(world: World) -> None:
     """A plugin that stays serves the next host as if nothing had been."""
     world.env["PROBE_STAYS"] = "1"
@@ -176,7 +180,7 @@ def test_host_leaves_in_the_middle_of_streams(world: World) -> None:
     host.begin("call", method="/probe.Probe/print_bytes", message=b"[1, 3000000]")
     time.sleep(0.2)
     host.process.kill()
-    (plugin,) = world.plugins()
+    plugin = world.plugin()
     config = {"Protocol": "grpc", "ProtocolVersion": 1, "Pid": plugin.pid}
     config["Addr"] = {"Network": "tcp", "String": address}
     second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=config)

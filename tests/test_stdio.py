@@ -8,6 +8,8 @@ import probe
 import pytest
 from conftest import Host, World, eventually
 
+ALSO_WITH_AUTO_MTLS = True
+
 MB = 1_000_000
 
 
