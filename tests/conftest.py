@@ -226,26 +226,29 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def host_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    go = shutil.which("go")
-    assert go, "the tests need Go: `make test` finds it"
-    binary = tmp_path_factory.mktemp("host") / "host"
-    subprocess.run([go, "build", "-o", binary, "."], cwd=ROOT / "tests" / "host", check=True)
-    return binary
+def programs() -> Iterator[Path]:
+    """A folder for what is built; gone after the tests."""
+    with tempfile.TemporaryDirectory(prefix="programs") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def host_binary(programs: Path) -> Path:
+    assert shutil.which("go"), "the tests need Go: `make test` finds it"
+    subprocess.run(["go", "build", "-o", programs / "host", "."], cwd=ROOT / "tests" / "host", check=True)
+    return programs / "host"
+
+
+@pytest.fixture(scope="session")
+def example(programs: Path) -> Callable[[str], Path]:
     """One of go-plugin's own example programs, built: example("grpc"), example("grpc/plugin-go-grpc")."""
-    built: dict[str, Path] = {}
 
     def build(name: str) -> Path:
-        if name not in built:
-            binary = tmp_path_factory.mktemp("example") / name.replace("/", "-")
+        binary = programs / name.replace("/", "-")
+        if not binary.exists():
             package = f"github.com/hashicorp/go-plugin/examples/{name}"
             subprocess.run(["go", "build", "-o", binary, package], cwd=ROOT / "tests" / "host", check=True)
-            built[name] = binary
-        return built[name]
+        return binary
 
     return build
 

@@ -16,11 +16,10 @@ ALSO_WITH_AUTO_MTLS = True
 
 
 @pytest.fixture(scope="session")
-def grpcurl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grpcurl")
+def grpcurl(programs: Path) -> Path:
     package = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
-    subprocess.run(["go", "install", package], env={**os.environ, "GOBIN": str(folder)}, check=True)
-    return folder / "grpcurl"
+    subprocess.run(["go", "install", package], env={**os.environ, "GOBIN": str(programs)}, check=True)
+    return programs / "grpcurl"
 
 
 @pytest.mark.plain_only("grpcurl has no certificate; test_automtls.py calls reflection with TLS")

@@ -8,6 +8,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -61,6 +62,7 @@ type request struct {
 	Method  string `json:"method"`
 	Message []byte `json:"message"` // base64 in JSON
 	Repeat  int    `json:"repeat"`
+	Size    int    `json:"size"`
 	Stream  int    `json:"stream"`
 	Broker  uint32 `json:"broker"`
 	Seconds float64
@@ -354,6 +356,24 @@ func (h *host) do(r request) (response, error) {
 	case "next_id":
 		return response{"broker": h.plugin.broker.NextId()}, nil
 
+	case "intrude": // as the stranger that Method names
+		return nil, intrude(r.Method, h.client.ReattachConfig().Addr.String())
+	case "mirror": // call Method with Repeat messages of Size random bytes, each of which must come back
+		message := make([]byte, r.Size)
+		for range r.Repeat {
+			if _, err := rand.Read(message); err != nil {
+				return nil, err
+			}
+			var out []byte
+			if err := h.plugin.conn.Invoke(context.Background(), r.Method, &message, &out,
+				grpc.ForceCodec(rawCodec{})); err != nil {
+				return nil, err
+			}
+			if !bytes.Equal(message, out) {
+				return nil, errors.New("what came back is not what was sent")
+			}
+		}
+		return nil, nil
 	case "resume":
 		close(h.resume)
 		return nil, nil

@@ -217,11 +217,14 @@ class RaisesToo(Exception):
 
 
 class Streams:
-    """Streaming methods; their messages are bytes. /probe.Streams/METHOD."""
+    """Streaming methods, and one that is not; their messages are bytes. /probe.Streams/METHOD."""
 
     def count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         for number in range(int(request)):
             yield b"%d" % number
+
+    def mirror(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        return request
 
     def sum(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         return b"%d" % sum(int(request) for request in requests)
@@ -249,6 +252,7 @@ def add_to_server(probe: Probe, server: grpc.Server) -> None:
     streams = Streams()
     stream_handlers: dict[str, Any] = {
         "count": grpc.unary_stream_rpc_method_handler(streams.count),
+        "mirror": grpc.unary_unary_rpc_method_handler(streams.mirror),
         "sum": grpc.stream_unary_rpc_method_handler(streams.sum),
         "chat": grpc.stream_stream_rpc_method_handler(streams.chat),
         "hold": grpc.unary_stream_rpc_method_handler(streams.hold),
@@ -262,7 +266,13 @@ def add_to_server(probe: Probe, server: grpc.Server) -> None:
 def main() -> None:
     versions = [int(text) for text in os.environ.get("PROBE_VERSIONS", "1").split(",")]
     config = goplugin.HandshakeConfig(versions, "PROBE_COOKIE", "probe")
-    plugin = goplugin.Plugin(config, usage=__doc__, leave_with_host="PROBE_STAYS" not in os.environ)
+    files = os.environ.get("PROBE_TLS_FILES")
+    plugin = goplugin.Plugin(
+        config,
+        usage=__doc__,
+        leave_with_host="PROBE_STAYS" not in os.environ,
+        tls=goplugin.TLSFiles(*files.split(":")) if files else None,
+    )
     server = grpc.server(plugin.workers, options=plugin.options)
     add_to_server(Probe(plugin), server)
     health_servicer = health.HealthServicer()

@@ -1,0 +1,474 @@
+"""AutoMTLS: who holds the host's key is served, and nobody else; and what becomes of the TLS terminator."""
+
+import base64
+import datetime
+import os
+import random
+import re
+import signal
+import socket
+import ssl
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import probe
+import psutil
+import pytest
+from conftest import PLUGINS, ROOT, CallError, Host, World, eventually
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from kv import SUFFIX, get, put
+from test_handshake import HOSTS_VARIABLES, end, line
+
+from goplugin import automtls
+
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+MTLS: dict[str, Any] = {"auto_mtls": True}
+DAY = datetime.timedelta(days=1)
+
+
+def make_certificate(
+    folder: Path, name: str, *, curve: ec.EllipticCurve | None = None, days: tuple[int, int] = (-1, 1)
+) -> Path:
+    """A certificate as go-plugin's host makes it, and its key, in one PEM file. days: from when to when it holds."""
+    key = ec.generate_private_key(curve or ec.SECP521R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now + days[0] * DAY)
+        .not_valid_after(now + days[1] * DAY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / f"{name}.pem"
+    path.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+def certificate_in(path: Path) -> str:
+    """The certificate alone."""
+    return path.read_text().partition("-----BEGIN PRIVATE KEY")[0]
+
+
+def client_context(path: Path | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    if path:
+        context.load_cert_chain(path)
+    return context
+
+
+def served(port: int, context: ssl.SSLContext) -> bool:
+    """Whether HTTP/2 is answered there."""
+    with socket.create_connection(("127.0.0.1", port), timeout=15) as plain:
+        try:
+            with context.wrap_socket(plain) as connection:
+                connection.sendall(HTTP2)
+                return bool(connection.recv(1))
+        except OSError:
+            return False
+
+
+def port_of(host: Host) -> int:
+    return int(host.ask("start")["address"].rpartition(":")[2])
+
+
+def refusals(host: Host) -> list[str]:
+    return [
+        record["@message"] for record in host.log() if "refused" in record["@message"] and record["@level"] == "warn"
+    ]
+
+
+@pytest.mark.parametrize("who", ["no certificate", "P-256", "P-521", "TLS 1.1"])
+def test_strangers_in_go(world: World, who: str) -> None:
+    host = probe.start(world, **MTLS)
+    with pytest.raises(CallError):
+        host.ask("intrude", method=who)
+    reasons = {
+        "no certificate": "peer did not return a certificate",
+        "TLS 1.1": "unsupported protocol",
+        "P-256": "self.signed certificate",
+        "P-521": "self.signed certificate",
+    }
+    assert host.logged("refused a caller from 127.0.0.1", **{"@level": "warn", "@module": "goplugin.automtls"})
+    time.sleep(0.2)
+    (refusal,) = refusals(host)
+    assert re.search(reasons[who], refusal)
+    assert probe.do(host, "echo", "the host is served") == "the host is served"
+
+
+@pytest.mark.parametrize("who", ["none", "P-256", "P-521"])
+def test_strangers_in_python(world: World, who: str) -> None:
+    host = probe.start(world, **MTLS)
+    curve = ec.SECP256R1() if who == "P-256" else ec.SECP521R1()
+    path = None if who == "none" else make_certificate(world.folder, "stranger", curve=curve)
+    assert not served(port_of(host), client_context(path))
+    assert eventually(lambda: len(refusals(host)) == 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (HTTP2, "wrong version number|http request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "http request"),
+        (b"\x00" * 100, "wrong version|record|unsupported"),
+        (random.Random(1).randbytes(5000), ""),
+        (b"", "left during the TLS handshake"),
+    ],
+    ids=["HTTP/2", "HTTP/1", "zeros", "random", "nothing"],
+)
+def test_what_is_not_tls(world: World, data: bytes, reason: str) -> None:
+    host = probe.start(world, **MTLS)
+    with socket.create_connection(("127.0.0.1", port_of(host)), timeout=15) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        try:
+            while more := connection.recv(4096):
+                answer += more
+        except ConnectionError:
+            pass
+    assert b"HTTP" not in answer
+    assert len(answer) <= 7  # an alert at most
+    assert eventually(lambda: len(refusals(host)) == 1)
+    assert re.search(reason, refusals(host)[0])
+    assert probe.do(host, "echo", 1) == 1
+
+
+def hand_started(world: World, client_cert: str, **variables: str) -> Any:
+    """plugin.py with a host's variables, the test at the other end of its pipes."""
+    env = {**world.env, **HOSTS_VARIABLES, "PLUGIN_CLIENT_CERT": client_cert, **variables}
+    return world.run(sys.executable, ROOT / "plugin.py", env=env)
+
+
+def test_the_hosts_key_is_let_in_and_an_expired_one_not(world: World) -> None:
+    """Its own certificate even: the oracle that the refusals above are not for another reason."""
+    for name, days, expected in (("good", (-1, 1), True), ("expired", (-2, -1), False), ("early", (1, 2), False)):
+        path = make_certificate(world.folder, name, days=days)
+        process = hand_started(world, certificate_in(path))
+        port = int(line(process).split("|")[3].rpartition(":")[2])
+        assert served(port, client_context(path)) is expected, name
+        code, _, err = end(process)
+        assert code == 0
+        assert ("refused" in err) is not expected
+        assert err.count("refused") <= 1
+
+
+def test_handshake_line_and_certificate(world: World) -> None:
+    process = hand_started(world, certificate_in(make_certificate(world.folder, "host")))
+    fields = line(process).rstrip("\n").split("|")
+    assert fields[:3] == ["1", "1", "tcp"]
+    assert len(fields) == 6
+    assert "=" not in fields[5]
+    certificate = x509.load_der_x509_certificate(base64.b64decode(fields[5] + "=="))
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert key.curve.name == "secp256r1"
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert end(process)[0] == 0
+
+
+def test_with_multiplexing_asked_for(world: World) -> None:
+    process = hand_started(world, certificate_in(make_certificate(world.folder, "host")), PLUGIN_MULTIPLEX_GRPC="true")
+    fields = line(process).rstrip("\n").split("|")
+    assert len(fields) == 7
+    assert fields[6] == "false"
+    end(process)
+
+
+@pytest.mark.parametrize(
+    "client_cert", ["garbage", " ", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "\xff" * 99]
+)
+def test_an_unreadable_client_cert_is_an_error(world: World, client_cert: str) -> None:
+    process = hand_started(world, client_cert)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, b"")
+    assert "PLUGIN_CLIENT_CERT is not a certificate in PEM" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+def test_without_auto_mtls_nothing_of_it_is_started(world: World) -> None:
+    world.started()
+    assert len(world.plugins()) == 1
+    code = "import sys, plugin; print('cryptography' in sys.modules, 'goplugin.relay' in sys.modules)"
+    process = world.run(sys.executable, "-c", code, env={**world.env, **HOSTS_VARIABLES})
+    process.communicate(timeout=10)
+    maps = Path(f"/proc/{world.plugin().pid}/maps").read_text()
+    assert "cryptography" not in maps
+
+
+def test_nothing_else_listens(world: World) -> None:
+    host = probe.start(world, **MTLS)
+    listening = [
+        connection
+        for process in world.plugins()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {(connection.laddr.ip, connection.laddr.port) for connection in listening} == {("127.0.0.1", port_of(host))}
+    (folder,) = world.temporary.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [path.is_socket() for path in folder.iterdir()] == [True]  # no key is left there either
+    host.ask("kill")
+    assert not folder.exists()
+
+
+def test_the_key_is_on_disk_only_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    load = automtls._contexts
+
+    def look(certificate: str, key: str, **trusted: Any) -> Any:
+        seen.append((stat.S_IMODE(os.stat(key).st_mode), "PRIVATE KEY" in Path(key).read_text()))
+        return load(certificate, key, **trusted)
+
+    monkeypatch.setattr(automtls, "_contexts", look)
+    umask = os.umask(0)
+    try:
+        automtls.auto_mtls_contexts(certificate_in(make_certificate(tmp_path, "host")), str(tmp_path))
+    finally:
+        os.umask(umask)
+    assert seen == [(0o600, True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["host.pem"]
+
+
+def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
+    host = probe.start(world, **MTLS)
+    port = port_of(host)
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    begin = time.monotonic()
+    try:
+        for number in range(20):
+            assert probe.do(host, "echo", number) == number
+        terminator = next(process for process in world.plugins() if process.pid != world.plugin().pid)
+        before = sum(terminator.cpu_times()[:2])
+        time.sleep(1)
+        assert sum(terminator.cpu_times()[:2]) - before < 0.3  # they cost no time while they say nothing
+        assert eventually(lambda: len(refusals(host)) == 200)
+        assert 9 < time.monotonic() - begin < 20
+        assert all("did not finish the TLS handshake" in text for text in refusals(host))
+        assert silent[0].recv(1) == b""
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_a_thousand_connections_at_once(world: World) -> None:
+    """More than one process can have by default: the oldest are refused, the host is served."""
+    host = probe.start(world, **MTLS)
+    port = port_of(host)
+    crowd = []
+    try:
+        for _ in range(900):
+            crowd.append(socket.create_connection(("127.0.0.1", port)))
+        assert probe.do(host, "echo", "still here") == "still here"
+        assert eventually(lambda: len(refusals(host)) >= 600)
+    finally:
+        for connection in crowd:
+            connection.close()
+
+
+def test_mutated_hellos(world: World) -> None:
+    """A thousand: none is served, none ends the terminator, the host is served in between."""
+    host = probe.start(world, **MTLS)
+    port = port_of(host)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    hello_maker = client_context(None).wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        hello_maker.do_handshake()
+    hello = outgoing.read()
+    generator = random.Random(20)
+    for number in range(1000):
+        mutated = bytearray(hello)
+        for _ in range(generator.randint(1, 8)):
+            kind, place = generator.randrange(3), generator.randrange(len(mutated))
+            if kind == 0:
+                mutated[place] = generator.randrange(256)
+            elif kind == 1:
+                del mutated[place : place + generator.randint(1, 20)]
+            else:
+                mutated[place:place] = generator.randbytes(generator.randint(1, 20))
+            mutated = mutated or bytearray(hello)
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(mutated)
+            connection.shutdown(socket.SHUT_WR)
+            try:
+                while data := connection.recv(65536):
+                    assert b"HTTP" not in data
+            except ConnectionError:
+                pass
+        if number % 100 == 0:
+            assert probe.do(host, "echo", number) == number
+    assert len(world.plugins()) == 2
+    assert eventually(lambda: len(refusals(host)) == 1000)
+
+
+@pytest.mark.parametrize("victim", ["plugin", "terminator", "host"])
+def test_killed_under_load(world: World, victim: str) -> None:
+    """By SIGKILL: whichever it is, the others are gone within 2 s, and nothing is left."""
+    host = probe.start(world, shell=True, **MTLS)
+    for _ in range(4):
+        host.begin("mirror", method="/probe.Streams/mirror", repeat=10_000, size=1_000_000)
+    time.sleep(0.5)
+    plugin = world.plugin()
+    terminator = next(process for process in world.plugins() if process.pid != plugin.pid)
+    begin = time.monotonic()
+    pids = {"plugin": plugin.pid, "terminator": terminator.pid, "host": host.process.pid}
+    os.kill(pids[victim], signal.SIGKILL)
+    assert eventually(lambda: not world.plugins(), 2)
+    assert time.monotonic() - begin < 2
+    if victim == "terminator":
+        assert host.logged("leaving: the TLS terminator died", **{"@level": "error"})
+
+
+def test_sigterm_and_sigint_to_all(world: World) -> None:
+    """The terminator stays until the plugin's calls are done."""
+    host = probe.start(world, **MTLS)
+    call = host.begin("call", method="/probe.Probe/sleep", message=b"0.8")
+    time.sleep(0.2)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        for process in world.plugins():
+            process.send_signal(signal_number)
+    assert call()["message"] == b"null"
+    assert eventually(lambda: not world.plugins(), 2)
+
+
+def test_one_gigabyte_each_way(world: World) -> None:
+    host = probe.start(world, **MTLS)
+    host.ask("mirror", method="/probe.Streams/mirror", repeat=16, size=64 << 20)
+    terminator = next(process for process in world.plugins() if process.pid != world.plugin().pid)
+    assert terminator.memory_info().rss < 80 << 20
+
+
+def test_reflection_and_health_are_behind_it(world: World) -> None:
+    host = probe.start(world, **MTLS)
+    host.ask("ping")
+    host.ask("open", stream=1, method="/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    host.ask("send", stream=1, message=b"\x3a\x00")  # list_services
+    assert b"plugin.GRPCStdio" in host.ask("recv", stream=1)["message"]
+
+
+def test_broker_refuses_strangers_too(world: World) -> None:
+    host = probe.start(world, **MTLS)
+    before = {port_of(host)}
+    probe.do(host, "accept", 1)
+    ports = {
+        connection.laddr.port
+        for process in world.plugins()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    (port,) = ports - before
+    assert not served(port, client_context(None))
+    assert not served(port, client_context(make_certificate(world.folder, "stranger")))
+    assert eventually(lambda: len(refusals(host)) == 2)
+    host.ask("dial", broker=1)
+    assert probe.do(host, "echo", "x", broker=1) == "x"
+
+
+def test_broker_dials_the_host_alone(world: World) -> None:
+    """A server with another certificate, though of the same names, is not talked to."""
+    host = probe.start(world, **MTLS)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(make_certificate(world.folder, "impostor"))
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+        address = f"127.0.0.1:{impostor.getsockname()[1]}"
+        host.ask("open", stream=1, method="/plugin.GRPCBroker/StartStream")
+        info = b"\x08\x09\x12\x03tcp\x1a" + bytes([len(address)]) + address.encode()
+        host.ask("send", stream=1, message=info)
+        call = host.begin("call", method="/probe.Probe/dial", message=b'[9, "secret", 1]')
+        plain, _ = impostor.accept()
+        with plain, pytest.raises(OSError):
+            context.wrap_socket(plain, server_side=True).recv(1)
+    with pytest.raises(CallError, match="UNAVAILABLE"):
+        call()
+    assert any("refused the host at" in text and "certificate" in text for text in refusals(host))
+
+
+@pytest.fixture
+def files(world: World) -> Iterator[dict[str, Path]]:
+    names = ("server", "client", "stranger")
+    yield {name: make_certificate(world.folder, name) for name in names}
+
+
+def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) -> None:
+    """go-plugin's TLSProvider: the same refusals, and nothing in the handshake's sixth field."""
+    world.env["PROBE_TLS_FILES"] = f"{files['server']}:{files['server']}:{files['client']}"
+    certificate = [str(files["client"])] * 2
+    host = probe.start(world, certificate=certificate)
+    assert probe.do(host, "echo", "served") == "served"
+    port = port_of(host)
+    for path in (None, files["stranger"], files["server"]):
+        assert not served(port, client_context(path))
+    assert served(port, client_context(files["client"]))
+    assert eventually(lambda: len(refusals(host)) == 3)
+    probe.do(host, "accept", 1)
+    host.ask("dial", broker=1)
+    assert probe.do(host, "echo", "x", broker=1) == "x"
+    host.ask("accept", broker=2)
+    assert probe.do(host, "dial", [2, "x", 1]) == "the same"
+    assert host.ask("kill")["seconds"] < 0.6
+
+
+def test_its_handshake_has_no_sixth_field(world: World, files: dict[str, Path]) -> None:
+    """Nor with AutoMTLS asked for: as in Go, the plugin's own certificate goes first."""
+    tls = f"{files['server']}:{files['server']}:{files['client']}"
+    env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": tls}
+    for extra in ({}, {"PLUGIN_CLIENT_CERT": certificate_in(files["stranger"])}):
+        process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env={**env, **extra})
+        assert line(process).count("|") == 4
+        assert end(process)[0] == 0
+
+
+def test_its_files_may_be_missing(world: World, files: dict[str, Path]) -> None:
+    env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": "missing:missing:missing"}
+    process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env=env)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, b"")
+    assert "No such file or directory" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+def test_without_fork_grpcio_does_it_and_says_so(world: World) -> None:
+    """As on Windows: the host is served with TLS, and the log says that callers are not verified."""
+    host = world.started(PLUGINS / "without_fork.py", **MTLS)
+    put(host, "k", b"v")
+    assert get(host, "k") == b"v" + SUFFIX
+    assert host.logged("callers are not verified", **{"@level": "warn"})
+    assert len(world.plugins()) == 1
+
+
+def test_a_long_temporary_folder(world: World) -> None:
+    """The socket's path is kept short enough; elsewhere, but with the same mode, and gone afterwards too."""
+    long = world.temporary / ("x" * 100)
+    long.mkdir()
+    world.env["TMPDIR"] = str(long)
+    before = set(Path("/tmp").iterdir())
+    host = world.started(**MTLS)
+    put(host, "k", b"v")
+    host.ask("kill")
+    left = {path for path in set(Path("/tmp").iterdir()) - before if path.owner() == Path.home().owner()}
+    assert not [path for path in left if path.name.startswith("plugin") and path.is_dir() and not list(path.iterdir())]
+    long.rmdir()
+
+
+def test_children_do_not_keep_the_terminator(world: World) -> None:
+    """A child by fork holds no end of its socket pair."""
+    host = probe.start(world, **MTLS)
+    forked = psutil.Process(probe.do(host, "fork"))
+    terminator = next(process for process in world.plugins() if process.pid not in (world.plugin().pid, forked.pid))
+    plugin = world.plugin()
+    plugin.kill()
+    assert eventually(lambda: not terminator.is_running() or terminator.status() == psutil.STATUS_ZOMBIE, 2)
+    forked.kill()

@@ -1,0 +1,131 @@
+"""What the TLS terminator passes on: ends of either side, resets, and no more than the slower side takes."""
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import eventually
+from test_automtls import certificate_in, client_context, make_certificate
+
+from goplugin import automtls, relay
+
+MB = 1_000_000
+
+
+class Ends:
+    """A relay that runs in a thread: the caller's end of a connection through it, and grpc's."""
+
+    def __init__(self, folder: Path) -> None:
+        path = make_certificate(folder, "host")
+        relays = relay.Relays(automtls.auto_mtls_contexts(certificate_in(path), str(folder)))
+        self._control, theirs = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, args=(relays, theirs))
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / "plain"))
+        self._listener.listen()
+        _, address = relays.listen("unix", str(folder / "plain"))
+        self._thread.start()
+        caller = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+        self.caller = client_context(path).wrap_socket(caller)
+        self.grpc, _ = self._listener.accept()
+        for end in (self.caller, self.grpc):
+            end.settimeout(10)
+        self.relays = relays
+
+    @staticmethod
+    def _run(relays: relay.Relays, control: socket.socket) -> None:
+        def command() -> None:
+            raise EOFError
+
+        with contextlib.suppress(EOFError), control:
+            relays.run(control, command)
+        for key in list(relays.selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        relays.selector.close()
+
+    def connections(self) -> int:
+        """Sockets that the relay still has of the connection."""
+        return len(self.relays.selector.get_map()) - 2  # the control's and the listener's
+
+    def close(self) -> None:
+        self._control.close()
+        self._thread.join(10)
+        for end in (self.caller, self.grpc, self._listener):
+            end.close()
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Iterator[Ends]:
+    ends = Ends(tmp_path)
+    yield ends
+    ends.close()
+
+
+def receive_all(end: socket.socket) -> bytes:
+    received = b""
+    while data := end.recv(1 << 20):
+        received += data
+    return received
+
+
+def test_the_callers_end_passes_through_and_answers_come_back(ends: Ends) -> None:
+    """Half-closed: it says no more, and still listens."""
+    ends.caller.sendall(b"request")
+    with pytest.raises((TimeoutError, ssl.SSLError, OSError)):
+        ends.caller.settimeout(0.2)
+        ends.caller.unwrap()  # sends its end, and waits for the other one, which does not come
+    assert receive_all(ends.grpc) == b"request"
+    ends.grpc.sendall(b"x" * MB)
+    ends.grpc.close()
+    assert eventually(lambda: ends.connections() == 0)
+
+
+def test_grpcs_end_passes_through_and_requests_still_go_in(ends: Ends) -> None:
+    ends.grpc.sendall(b"answer")
+    ends.grpc.shutdown(socket.SHUT_WR)
+    assert receive_all(ends.caller) == b"answer"
+    ends.caller.sendall(b"and more")
+    assert ends.grpc.recv(100) == b"and more"
+    ends.caller.close()
+    assert ends.grpc.recv(100) == b""
+    assert eventually(lambda: ends.connections() == 0)
+
+
+@pytest.mark.parametrize("side", ["caller", "grpc"])
+def test_a_reset_passes_through(ends: Ends, side: str) -> None:
+    cut, other = (ends.caller, ends.grpc) if side == "caller" else (ends.grpc, ends.caller)
+    other.sendall(b"never read")
+    time.sleep(0.2)
+    cut.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    cut.close()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        assert other.recv(100) == b""
+    assert eventually(lambda: ends.connections() == 0)
+
+
+@pytest.mark.parametrize("slow", ["caller", "grpc"])
+def test_a_slow_reader_costs_no_memory(ends: Ends, slow: str) -> None:
+    """Who sends to it is kept waiting after a few MB, and loses nothing."""
+    sender, reader = (ends.caller, ends.grpc) if slow == "grpc" else (ends.grpc, ends.caller)
+    data = b"".join(b"%08d" % number for number in range(4 * MB))
+    sent = 0
+    sender.settimeout(1)
+    with contextlib.suppress(TimeoutError):
+        while sent < len(data):
+            sent += sender.send(data[sent : sent + 65536])
+    assert sent < 12 * MB, "the relay took it all"
+    sender.settimeout(20)
+    rest = threading.Thread(target=sender.sendall, args=(data[sent:],))
+    rest.start()
+    received = bytearray()
+    while len(received) < len(data):
+        received += reader.recv(1 << 20)
+    rest.join()
+    assert bytes(received) == data
