@@ -3,6 +3,7 @@
 Import it before anything else: where a host started this process, stdout is the host's from here on.
 """
 
+import os
 import signal
 import sys
 
@@ -21,6 +22,8 @@ if host_environ:
     outputs.take_stdout()
 terminator.start()  # makes the certificate while we import the rest
 
+# The plugin's code may fork without further ado; grpc's own support for that can crash the child, and logs each one.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 try:
     import grpc as _grpc  # noqa: F401
 except ModuleNotFoundError as error:
@@ -29,7 +32,8 @@ except ModuleNotFoundError as error:
 from goplugin.automtls import TLSFiles
 from goplugin.broker import Accepted, Broker
 from goplugin.handshake import HandshakeConfig
+from goplugin.log import HclogHandler
 from goplugin.server import Plugin
 from goplugin.workers import Workers
 
-__all__ = ["Accepted", "Broker", "HandshakeConfig", "Plugin", "TLSFiles", "Workers"]
+__all__ = ["Accepted", "Broker", "HandshakeConfig", "HclogHandler", "Plugin", "TLSFiles", "Workers"]

@@ -124,11 +124,11 @@ class UnverifiedTLS(Plain):
     """
 
     def __init__(self) -> None:
-        import logging
-
         import grpc
 
-        logging.getLogger("goplugin.automtls").warning(
+        from goplugin import log
+
+        log.get_logger("goplugin.automtls").warning(
             "TLS by grpcio alone: callers are not verified, for the TLS terminator needs fork and Unix sockets"
         )
         certificate, key = make_certificate()

@@ -5,7 +5,6 @@ listens and says where, in a ConnInfo on a stream of the broker's own; the other
 """
 
 import contextlib
-import logging
 import queue
 import threading
 import time
@@ -16,12 +15,12 @@ from typing import Any
 
 import grpc
 
-from goplugin import host_pb2, host_pb2_grpc
+from goplugin import host_pb2, host_pb2_grpc, log
 from goplugin.listener import Address, Transport
 
 TIMEOUT = 5.0  # seconds that each side has to pick an id up, as in Go
 
-_log = logging.getLogger("goplugin.broker")
+_log = log.get_logger("goplugin.broker")
 
 _Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]
 
@@ -33,7 +32,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         self._transport, self._workers, self._options = transport, workers, options
         self._changed = threading.Condition()
         self._hosts: list[_Outgoing] = []
-        self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they hold
+        self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they can be dialled
         self._accepted: dict[int, Accepted] = {}
         self._channels: weakref.WeakSet[grpc.Channel] = weakref.WeakSet()
         self._last_id = 0
@@ -49,13 +48,14 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         """A channel to what the host serves under the id; close it, or use it in a `with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if what it said is no address; RuntimeError when the plugin is leaving.
+        ValueError if the id is no uint32, or what the host said is no address; RuntimeError when the plugin is leaving.
         """
+        host_pb2.ConnInfo(service_id=service_id)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or service_id in self._infos, TIMEOUT)
+            self._changed.wait_for(lambda: self._closed or self._known(service_id), TIMEOUT)
             if self._closed:
                 raise RuntimeError(f"cannot dial id {service_id}: the plugin is leaving")
-            if service_id not in self._infos:
+            if not self._known(service_id):
                 raise TimeoutError(
                     f"the host did not say within {TIMEOUT:g} s where it serves id {service_id}"
                     " (it does so once: an id can be dialled once)"
@@ -71,30 +71,32 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
             self._channels.add(channel)
         return channel
 
+    def _known(self, service_id: int) -> bool:
+        return service_id in self._infos and self._infos[service_id][1] > time.monotonic()
+
     def accept(self, service_id: int, add_to_server: Callable[[grpc.Server], None]) -> "Accepted":
         """Serve the host under the id, until the result is closed or the plugin leaves.
 
         add_to_server: adds the services to the grpc.Server that it is given.
-        ValueError if the id is accepted already, TimeoutError if no host opens the broker's stream within 5 s,
-        OSError if the plugin cannot listen; RuntimeError when it is leaving.
+        ValueError if the id is no uint32 or is accepted already, TimeoutError if no host opens the broker's stream
+        within 5 s, OSError if the plugin cannot listen; RuntimeError when it is leaving.
         """
+        info = host_pb2.ConnInfo(service_id=service_id)
         accepted = Accepted(self, self._transport, service_id)
         with self._changed:
             if service_id in self._accepted:
                 raise ValueError(f"id {service_id} is accepted already")
             self._accepted[service_id] = accepted
+            self._changed.wait_for(lambda: self._closed or self._hosts, TIMEOUT)
         try:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._hosts, TIMEOUT)
-                if self._closed:
-                    raise RuntimeError(f"cannot accept id {service_id}: the plugin is leaving")
-                if not self._hosts:
-                    raise TimeoutError(f"cannot accept id {service_id}: no host opened the broker's stream")
-            address = accepted.serve(self._workers, self._options, add_to_server)
+            if self._closed:
+                raise RuntimeError(f"cannot accept id {service_id}: the plugin is leaving")
+            if not self._hosts:
+                raise TimeoutError(f"cannot accept id {service_id}: no host opened the broker's stream")
+            info.network, info.address = accepted.serve(self._workers, self._options, add_to_server)
         except BaseException:
             accepted.close()
             raise
-        info = host_pb2.ConnInfo(service_id=service_id, network=address.network, address=address.address)
         with self._changed:
             for outgoing in self._hosts:
                 outgoing.put(info)
@@ -131,17 +133,25 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
                 self._hosts.remove(outgoing)
 
     def _receive(self, info: host_pb2.ConnInfo) -> None:
+        service_id = info.service_id
         with self._changed:
-            self._expire()
-            self._infos[info.service_id] = (Address(info.network, info.address), time.monotonic() + TIMEOUT)
-            self._changed.notify_all()
+            again = self._known(service_id)
+            if not again:
+                self._infos[service_id] = (Address(info.network, info.address), time.monotonic() + TIMEOUT)
+                self._changed.notify_all()
+        if again:  # two hosts, whose ids are equal; as in Go the first one is kept
+            _log.warning("the host serves id %d while another one does: not reachable", service_id)
+        else:
+            _after(TIMEOUT, self._expire)
 
     def _expire(self) -> None:
-        """Forget what nobody dialled in time, as the host does too. Called with the lock held."""
-        now = time.monotonic()
-        for service_id in [key for key, (_, until) in self._infos.items() if until < now]:
+        """Forget what nobody dialled in time, as the host does too."""
+        with self._changed:
+            late = [service_id for service_id in self._infos if not self._known(service_id)]
+            for service_id in late:
+                del self._infos[service_id]
+        for service_id in late:
             _log.warning("the host serves id %d, and nobody dialled it within %g s", service_id, TIMEOUT)
-            del self._infos[service_id]
 
     def end_streams(self) -> None:
         """End the broker's streams; what was dialled and accepted still serves the calls in flight."""
@@ -154,7 +164,6 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._expire()
             accepted, channels = list(self._accepted.values()), list(self._channels)
         for one in accepted:
             one.close()
@@ -173,26 +182,30 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
         self._called = False
 
     def serve(self, workers: Executor, options: Any, add_to_server: Callable[[grpc.Server], None]) -> Address:
-        server = self._server = grpc.server(workers, options=options, interceptors=[_FirstCall(self.called)])  # type: ignore[arg-type]
+        server = grpc.server(workers, options=options, interceptors=[_FirstCall(self._note_call)])  # type: ignore[arg-type]
         add_to_server(server)
-        address = self._address = self._transport.listen(server)
+        self._address = self._transport.listen(server)
+        self._server = server
         server.start()
-        return address
+        _after(TIMEOUT, self._check_called)
+        return self._address
 
-    def called(self) -> None:
+    def _note_call(self) -> None:
         self._called = True
+
+    def _check_called(self) -> None:
+        if self._server and not self._called:
+            _log.warning("the plugin serves id %d, and the host called nothing within %g s", self.service_id, TIMEOUT)
 
     def close(self) -> None:
         """Stop serving; calls in flight are cancelled. It can be called twice."""
         self._broker.forget(self)
-        if self._server:
-            self._server.stop(None)
-            if not self._called:
-                _log.warning("the plugin served id %d, and the host called nothing there", self.service_id)
-            self._server = None
-        if self._address:
-            self._transport.close(self._address)
-            self._address = None
+        server, self._server = self._server, None
+        address, self._address = self._address, None
+        if server:
+            server.stop(None)
+        if address:
+            self._transport.close(address)
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -205,3 +218,23 @@ class _FirstCall(grpc.ServerInterceptor):
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         self._called()
         return continuation(handler_call_details)
+
+
+_timers = queue.SimpleQueue[tuple[float, Callable[[], None]]]()
+_timer_thread: threading.Thread | None = None
+
+
+def _after(seconds: float, function: Callable[[], None]) -> None:
+    """Call the function then. All wait equally long, so that one thread serves them in their order."""
+    global _timer_thread
+    _timers.put((time.monotonic() + seconds, function))
+    if not _timer_thread:
+        _timer_thread = threading.Thread(target=_run_timers, name="broker-timers", daemon=True)
+        _timer_thread.start()
+
+
+def _run_timers() -> None:
+    while True:
+        due, function = _timers.get()
+        time.sleep(max(0.0, due - time.monotonic()))
+        function()

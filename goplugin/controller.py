@@ -8,7 +8,7 @@ from goplugin import host_pb2, host_pb2_grpc
 
 
 class Controller(host_pb2_grpc.GRPCControllerServicer):
-    """Calls `shutdown` at Shutdown and answers at once: the host waits for the answer without a deadline."""
+    """Calls `shutdown`, which must not take long: the host waits for the answer without a deadline."""
 
     def __init__(self, shutdown: Callable[[], None]) -> None:
         self._shutdown = shutdown

@@ -31,6 +31,8 @@ class Lifetime:
         self._stop_read, self._stop_write = os.pipe()
         os.set_blocking(self._stop_write, False)
         signal.signal(signal.SIGTERM, lambda signum, frame: self.stop("SIGTERM"))
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_hear_signals)
 
     def stop(self, reason: str) -> None:
         """End `wait`, now or when it begins; from any thread, and from signal handlers."""
@@ -79,6 +81,12 @@ class Lifetime:
         finally:
             if parent is not None:
                 os.close(parent)
+
+
+def _hear_signals() -> None:
+    """In a child by fork without exec: signals to it are not ours, nor is the pipe that our handler writes to."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def leave_within(seconds: float) -> None:

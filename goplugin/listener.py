@@ -24,7 +24,7 @@ class Address(NamedTuple):
     def target(self) -> str:
         """The address as grpc spells it, for a server to bind or a channel to dial. ValueError if it is none."""
         if self.network == "unix" and self.address:
-            return "unix:" + self.address.replace("%", "%25")
+            return "unix:" + re.sub("[%#?]", lambda match: f"%{ord(match[0]):02X}", self.address)
         if self.network == "tcp" and re.fullmatch(r".+:[0-9]{1,5}", self.address):
             return self.address
         raise ValueError(f"not an address: network {self.network!r}, address {self.address!r}")
@@ -127,7 +127,7 @@ def _port(name: str) -> int:
 
 def _unix_socket(folder: str) -> tuple[socket.socket, Address]:
     """A Unix socket of a new name in the folder. ValueError or OSError say why there cannot be one."""
-    if re.search(r"[|\s]", folder):
+    if re.search(r"[|\n]", folder):
         raise ValueError(f"the folder for sockets, {folder!r}, has a character that the handshake line cannot carry")
     path = os.path.join(folder, f"plugin{os.urandom(4).hex()}")
     listener = socket.socket(socket.AF_UNIX)

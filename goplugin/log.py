@@ -30,19 +30,31 @@ _LINE_LIMIT = 64 * 1024
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def set_up() -> None:
+# Loggers of our own: logging.config, which a plugin's code may use, disables or redirects those that it finds.
+_root = logging.RootLogger(_TRACE)
+_manager = logging.Manager(_root)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger of goplugin's own, which the plugin's logging configuration does not reach."""
+    return _manager.getLogger(name)
+
+
+def set_up(handler: logging.Handler | None = None) -> None:
     """Send to the host's log: all of `logging`, warnings, and the exceptions that nobody catches.
 
     The lowest level that is sent is in the environment variable PLUGIN_LOG_LEVEL: trace, debug, info, warn, error or
-    off. Without it everything is: the host filters by its own level, as it does with a plugin in Go.
+    off. Without it all from trace on is: the host filters by its own level, as it does with a plugin in Go.
+    handler: another way out than the host's log, for a person who debugs the plugin.
     """
     logging.addLevelName(_TRACE, "TRACE")
-    root = logging.getLogger()
-    root.addHandler(HclogHandler())
     name = os.environ.get(LEVEL_VARIABLE, "trace")
-    root.setLevel(_LEVELS.get(name.strip().lower(), _TRACE))
-    if name.strip().lower() not in _LEVELS:
-        logging.getLogger(__name__).warning("%s=%s is no level, everything is logged", LEVEL_VARIABLE, name)
+    level = _LEVELS.get(name.strip().lower())
+    for root in (_root, logging.getLogger()):
+        root.addHandler(handler or HclogHandler())
+        root.setLevel(level or _TRACE)
+    if level is None:
+        get_logger("goplugin").warning("%s=%s is no level, everything is logged", LEVEL_VARIABLE, name)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
@@ -55,9 +67,9 @@ class HclogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = memoryview(hclog_line(record))
-        except Exception:  # attributes that logging itself sets and somebody broke
-            self.handleError(record)
-            return
+        except Exception as error:  # attributes that logging itself sets and somebody broke
+            broken = logging.LogRecord("goplugin", logging.ERROR, "", 0, "no record: %s", (_repr(error),), None)
+            line = memoryview(hclog_line(broken))
         # Nobody reads the log of a plugin that outlived its host: that must not stop it.
         with contextlib.suppress(OSError):
             while line:
@@ -157,7 +169,7 @@ def _line(fields: dict[str, str]) -> str:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None, where: str = "uncaught exception"
 ) -> None:
-    logging.getLogger("goplugin").critical("%s: %s", where, kind.__name__, exc_info=(kind, error, trace))
+    get_logger("goplugin").critical("%s: %s", where, kind.__name__, exc_info=(kind, error, trace))
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

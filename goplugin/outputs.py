@@ -18,6 +18,7 @@ STDOUT, STDERR = 1, 2  # file descriptors
 Write = Callable[[int, bytes], None]
 
 _host_stdout: TextIO | None = None
+_streams: list["_TextStream"] = []
 
 
 def take_stdout() -> TextIO:
@@ -30,18 +31,29 @@ def take_stdout() -> TextIO:
     os.close(fd)
     # Not inheritable: a child that lives on would keep the host waiting for the end of this pipe.
     _host_stdout = os.fdopen(os.dup(STDOUT), "w", encoding="utf-8", newline="\n")
-    if hasattr(os, "register_at_fork"):  # a child by fork without exec inherits all the same
-        os.register_at_fork(after_in_child=_host_stdout.close)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_leave_to_parent)
     os.dup2(STDERR, STDOUT)
-    sys.stdout, sys.stderr = _TextStream(STDOUT), _TextStream(STDERR)
+    _streams[:] = sys.stdout, sys.stderr = _TextStream(STDOUT), _TextStream(STDERR)
     return _host_stdout
+
+
+def host_stdout() -> TextIO:
+    """Where the handshake line goes: what take_stdout() kept, or else stdout as it is."""
+    return _host_stdout or sys.stdout
 
 
 def redirect(write: Write | None) -> None:
     """Have sys.stdout and sys.stderr call write(STDOUT or STDERR, data); None: the real stderr, as at first."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, _TextStream):
-            stream.binary.redirected = write
+    for stream in _streams:
+        stream.binary.redirected = write
+
+
+def _leave_to_parent() -> None:
+    """In a child by fork without exec: the host's pipe, and the stream to the host, are the parent's."""
+    redirect(None)
+    if _host_stdout:
+        _host_stdout.close()
 
 
 def silence() -> None:
@@ -55,20 +67,31 @@ def silence() -> None:
 class _BinaryStream(io.RawIOBase):
     """sys.stdout.buffer or sys.stderr.buffer; keeps nothing back."""
 
+    mode = "wb"
+    _line_is_blank = True  # of the line that the real stderr is in, whichever stream wrote it
+
     def __init__(self, fd: int) -> None:
         self.redirected: Write | None = None
+        self.name = "<stdout>" if fd == STDOUT else "<stderr>"
         self._fd = fd
-        self._line_begins = True
 
     def write(self, data: Any) -> int:
-        data = bytes(data)
+        data = memoryview(data).tobytes()
         if self.redirected:
             self.redirected(self._fd, data)
-        elif data:
-            # A line of JSON with a number for "@timestamp", say, would end the host: no line of ours is JSON there.
-            os.write(STDERR, b"> " + data if self._line_begins and data.lstrip().startswith(b"{") else data)
-            self._line_begins = data.endswith(b"\n")
+        else:
+            os.write(STDERR, self._not_json(data))
         return len(data)
+
+    def _not_json(self, data: bytes) -> bytes:
+        """The data, with "> " before what could be read as a record: {"@timestamp": 1}, say, would end the host."""
+        lines = data.split(b"\n")
+        for number, line in enumerate(lines):
+            blank = number > 0 or _BinaryStream._line_is_blank
+            if blank and line.lstrip().startswith(b"{"):
+                lines[number] = b"> " + line
+            _BinaryStream._line_is_blank = blank and not line.strip()
+        return b"\n".join(lines)
 
     def writable(self) -> bool:
         return True

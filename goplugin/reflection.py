@@ -7,8 +7,7 @@ from typing import Any
 
 import grpc
 
-# The second is the first under its later name, with the same messages.
-_METHODS = {f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1alpha", "v1")}
+_V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same, before and after it was declared stable
 
 
 class Reflection(grpc.GenericRpcHandler):
@@ -18,15 +17,29 @@ class Reflection(grpc.GenericRpcHandler):
         self._server = server
 
     def service(self, handler_call_details: Any) -> Any:
-        if handler_call_details.method not in _METHODS:
+        _, service, _ = handler_call_details.method.split("/")
+        if service not in (f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"):
             return None
         from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+        _describe_v1(reflection_pb2.DESCRIPTOR)
 
         # grpc.Server has no public list of what was added to it.
         handlers = self._server._state.generic_handlers  # type: ignore[attr-defined]
         names = {handler.service_name() for handler in handlers if isinstance(handler, grpc.ServiceRpcHandler)}
+        names |= {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
         return grpc.stream_stream_rpc_method_handler(
-            reflection.ReflectionServicer([*names, reflection.SERVICE_NAME]).ServerReflectionInfo,
+            reflection.ReflectionServicer(names).ServerReflectionInfo,
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
+
+
+def _describe_v1(v1alpha: Any) -> None:
+    """Add what describes the service's stable version, which the package lacks, to what can be asked for."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+
+    description = descriptor_pb2.FileDescriptorProto()
+    v1alpha.CopyToProto(description)
+    text = text_format.MessageToString(description).replace("v1alpha", "v1")
+    descriptor_pool.Default().Add(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()))  # twice is no harm

@@ -299,10 +299,9 @@ def _begin_connect(address: Address) -> socket.socket:
 
 def warn(message: str, *arguments: object) -> None:
     """A warning in the host's log. Logging is only imported here once there is something to say."""
-    import logging
-
     from goplugin import log
 
-    if not logging.getLogger().handlers:
+    logger = log.get_logger("goplugin.automtls")
+    if not logger.hasHandlers():
         log.set_up()
-    logging.getLogger("goplugin.automtls").warning(message, *arguments)
+    logger.warning(message, *arguments)

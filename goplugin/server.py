@@ -1,5 +1,6 @@
 """The plugin as its host sees it; mirrors Serve in go-plugin's server.go and GRPCServer in its grpc_server.go."""
 
+import atexit
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from goplugin.workers import Workers
 
 DEBUG = "--debug"
 
-_log = logging.getLogger("goplugin")
+_log = log.get_logger("goplugin")
 
 
 class Plugin:
@@ -71,10 +72,12 @@ class Plugin:
         self._debugged = not by_host
         self._lifetime = Lifetime()
         self._leave_with_host = leave_with_host and by_host
-        self.stdout: TextIO = sys.stdout if self._debugged else outputs.take_stdout()
+        self.stdout: TextIO = outputs.take_stdout() if by_host else outputs.host_stdout()
         if self._debugged:
             # A person reads what is printed and logged, and ends it by Ctrl-C.
-            logging.basicConfig(level=logging.DEBUG)
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+            log.set_up(handler)
             signal.signal(signal.SIGINT, lambda signum, frame: self._lifetime.stop("Ctrl-C"))
         else:
             log.set_up()
@@ -87,6 +90,10 @@ class Plugin:
         self._stdio = Stdio()
         self._server: grpc.Server | None = None
         self._address: Address | None = None
+        # Threads that no call of the plugin's service can take, so that Shutdown is heard however many there are.
+        reserved = ThreadPoolExecutor(max_workers=64, thread_name_prefix="goplugin")
+        for method in (Controller.Shutdown, Stdio.StreamStdio, Broker.StartStream):
+            setattr(method, "experimental_thread_pool", reserved)  # noqa: B010
 
     def add_to_server(self, server: grpc.Server) -> None:
         """Add the services that go-plugin adds to every plugin in Go, besides health."""
@@ -106,6 +113,7 @@ class Plugin:
         try:
             self._address = self._transport.listen(server)
             server_cert = self._transport.server_cert
+            atexit.register(self._clean_up)
         except (OSError, ValueError) as error:
             handshake.exit_with(f"This plugin cannot listen: {error}")
         server.start()
@@ -127,22 +135,31 @@ class Plugin:
         leave_within(GRACE + LAST_RESORT)
         _log.log(logging.ERROR if reason == TERMINATOR_DIED else logging.DEBUG, "leaving: %s", reason)
         end = time.monotonic() + GRACE
+        stopped = self._server.stop(GRACE) if self._server else None
+        # Not only until grpc has no call any more: it forgets a call when its caller goes, as the host does after
+        # Shutdown, and the handler may still be writing.
+        self._workers.drain(GRACE)
         outputs.redirect(None)
         self._stdio.close()
         self.broker.end_streams()
-        if self._server:
-            self._server.stop(GRACE).wait(GRACE)
-        # grpc forgets a call when its caller goes, as the host does after Shutdown; its handler may still be writing.
-        self._workers.drain(max(0.0, end - time.monotonic()))
-        self.broker.close()
+        if stopped:
+            stopped.wait(max(0.0, end - time.monotonic()))
         self._stdio.count_unread()
-        if self._address:
-            self._transport.close(self._address)
-        self._transport.stop()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Leave no socket behind; also when main() ends without waiting."""
+        self.broker.close()
+        address, self._address = self._address, None
+        if address:
+            self._transport.close(address)
+            self._transport.stop()
 
     def _shutdown(self) -> None:
-        self._stdio.drain(GRACE / 3)  # the host stops reading once this call is answered
-        self._lifetime.stop("Shutdown")
+        try:
+            self._stdio.drain(GRACE / 3)  # the host stops reading once this call is answered
+        finally:
+            self._lifetime.stop("Shutdown")
 
     def _reattach_config(self, address: Address) -> str:
         after = sys.argv[sys.argv.index(DEBUG) + 1 :]

@@ -4,7 +4,6 @@ After the handshake sys.stdout and sys.stderr write here (see outputs.py), and t
 SyncStdout and SyncStderr of its ClientConfig.
 """
 
-import logging
 import threading
 import time
 from collections import deque
@@ -13,17 +12,17 @@ from typing import Any
 
 import grpc
 
-from goplugin import host_pb2, host_pb2_grpc, outputs
+from goplugin import host_pb2, host_pb2_grpc, log, outputs
 
 LIMIT = 1 << 20  # bytes kept for a host that does not read as fast as the plugin prints
 PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing at all; then it is dropped
 
 _MESSAGE = 64 * 1024  # bytes in one message at most
 
-_log = logging.getLogger("goplugin.stdio")
-
 Channel = host_pb2.StdioData.Channel
 _CHANNELS = {outputs.STDOUT: Channel.STDOUT, outputs.STDERR: Channel.STDERR}
+
+_log = log.get_logger("goplugin.stdio")
 
 
 class Stdio(host_pb2_grpc.GRPCStdioServicer):
@@ -31,37 +30,49 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._chunks: deque[tuple[Channel, bytes]] = deque()
+        # A long write stays in one piece, whatever other threads write to the same channel.
+        self._writing = {channel: threading.Lock() for channel in _CHANNELS.values()}
+        self._chunks: deque[tuple[Channel, bytearray]] = deque()
         self._size = 0  # bytes in _chunks
-        self._read = 0  # messages that hosts took so far: progress, for those who wait for room
-        self._sending = 0  # messages taken and not yet sent
+        self._read = 0  # chunks that hosts took so far: progress, for those who wait for room
+        self._sending = 0  # chunks taken and not yet sent
         self._readers = 0
         self._dropping = False
-        self._dropped = {Channel.STDOUT: 0, Channel.STDERR: 0}  # bytes since the last report
+        self._dropped = dict.fromkeys(_CHANNELS.values(), 0)  # bytes since the last report
         self._closed = False
 
     def write(self, fd: int, data: bytes) -> None:
         """Hand over bytes for the host; waits while LIMIT is reached, drops them if the host stopped reading."""
         channel = _CHANNELS[fd]
-        for start in range(0, len(data), _MESSAGE):
-            chunk = data[start : start + _MESSAGE]
-            with self._changed:
-                if self._has_room():
-                    self._chunks.append((channel, chunk))
-                    self._size += len(chunk)
-                    self._changed.notify_all()
-                else:
-                    self._dropped[channel] += len(chunk)
+        with self._writing[channel]:
+            for start in range(0, len(data), _MESSAGE):
+                self._write_chunk(channel, data[start : start + _MESSAGE])
+
+    def _write_chunk(self, channel: Channel, data: bytes) -> None:
+        with self._changed:
+            was_dropping = self._dropping
+            if not self._has_room():
+                self._dropped[channel] += len(data)
+            elif self._chunks and self._chunks[-1][0] == channel and len(self._chunks[-1][1]) + len(data) <= _MESSAGE:
+                self._chunks[-1][1].extend(data)
+                self._size += len(data)
+            else:
+                self._chunks.append((channel, bytearray(data)))
+                self._size += len(data)
+                self._changed.notify_all()
+            starts_dropping = self._dropping and not was_dropping
+        if starts_dropping:  # said without the lock: a handler of logging may print, and wait for us in turn
+            _log.warning("the host does not read what this plugin prints: dropped from now on")
 
     def _has_room(self) -> bool:
         """Whether there is room for a chunk now or after waiting for a host that reads. Called with the lock held."""
         progress, deadline = self._read, time.monotonic() + PATIENCE
         while self._size >= LIMIT and not (self._dropping or self._closed):
-            if not self._changed.wait(deadline - time.monotonic()) and self._read == progress:
-                self._dropping = True
-                _log.warning("the host does not read what this plugin prints: dropped from now on")
-            elif self._read != progress:
+            in_time = self._changed.wait(deadline - time.monotonic())
+            if self._read != progress:
                 progress, deadline = self._read, time.monotonic() + PATIENCE
+            elif not in_time:
+                self._dropping = True
         return self._size < LIMIT and not self._closed
 
     def StreamStdio(self, request: Any, context: grpc.ServicerContext) -> Iterator[host_pb2.StdioData]:
@@ -75,6 +86,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             if not context.add_callback(host_left):
                 return
             while message := self._next(context):
+                self._report_dropped()
                 try:
                     yield message  # grpc comes back for the next one once this one is sent
                 finally:
@@ -87,7 +99,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                 self._changed.notify_all()
 
     def _next(self, context: grpc.ServicerContext) -> host_pb2.StdioData | None:
-        """The next message for a host, waited for: as much as one channel has in a row. None at the end."""
+        """The next message for a host, waited for; None at the end."""
         with self._changed:
             while not self._chunks:
                 if self._closed or not context.is_active():
@@ -96,17 +108,12 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             if not context.is_active():
                 return None  # what it did not take stays for the next host
             channel, data = self._chunks.popleft()
-            size, parts = len(data), [data]
-            while self._chunks and self._chunks[0][0] == channel and size + len(self._chunks[0][1]) <= _MESSAGE:
-                parts.append(self._chunks.popleft()[1])
-                size += len(parts[-1])
-            self._size -= size
+            self._size -= len(data)
             self._read += 1
             self._sending += 1
             self._dropping = False
-            self._report_dropped()
             self._changed.notify_all()
-        return host_pb2.StdioData(channel=channel, data=b"".join(parts))
+        return host_pb2.StdioData(channel=channel, data=bytes(data))
 
     def drain(self, timeout: float) -> None:
         """Wait until the hosts have what was printed so far, at most timeout seconds."""
@@ -122,13 +129,14 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
     def count_unread(self) -> None:
         """Log how much was printed that no host took; once nobody can any more."""
         with self._changed:
-            for channel, chunk in self._chunks:
-                self._dropped[channel] += len(chunk)
+            for channel, data in self._chunks:
+                self._dropped[channel] += len(data)
             self._chunks.clear()
-            self._report_dropped()
+        self._report_dropped()
 
     def _report_dropped(self) -> None:
-        for channel, count in self._dropped.items():
+        with self._changed:
+            dropped, self._dropped = self._dropped, dict.fromkeys(self._dropped, 0)
+        for channel, count in dropped.items():
             if count:
-                self._dropped[channel] = 0
                 _log.warning("%d bytes of %s dropped: the host did not read them", count, Channel.Name(channel).lower())

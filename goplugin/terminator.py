@@ -175,10 +175,9 @@ def run(control: socket.socket, folder: str, client_cert: str, files: "TLSFiles 
         with contextlib.suppress(EOFError, ConnectionError):
             relays.run(control, command)
     except Exception:
-        import logging
-
         log.set_up()
-        logging.getLogger("goplugin.automtls").exception("the TLS terminator failed")
+        log.get_logger("goplugin.automtls").exception("the TLS terminator failed")
+        raise
     finally:
         _remove(folder)
 

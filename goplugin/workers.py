@@ -2,7 +2,7 @@
 
 It knows nothing of plugins and can be copied into any gRPC server. Python runs one thread at a time, so handlers
 that compute are fastest on few threads; handlers that wait (for a cloud API, a disk) each need a thread. So the pool
-starts small and grows only when work has waited for a moment without any of it being taken up.
+starts small and grows only when work waits and more threads would help.
 """
 
 import threading
@@ -26,7 +26,7 @@ class Workers(Executor):
     """
 
     def __init__(
-        self, min_threads: int = 4, max_threads: int = 512, *, patience: float = 0.005, idle: float = 10.0
+        self, min_threads: int = 2, max_threads: int = 512, *, patience: float = 0.005, idle: float = 10.0
     ) -> None:
         if not 0 < min_threads <= max_threads:
             raise ValueError(f"Workers needs 0 < min_threads <= max_threads, not {min_threads} and {max_threads}")
@@ -101,15 +101,27 @@ class Workers(Executor):
         self._all.add(worker)
 
     def _watch(self) -> None:
-        """Double the threads whenever work has waited for the pool's patience and none was taken up."""
+        """Double the threads whenever work has waited although more threads would help.
+
+        That is so when none of it was taken up for the pool's patience, or when the process was idle, for half of
+        four times as long, and so its handlers wait. It is not so when they compute: more threads slow that down.
+        """
+        looks = 0
+        began, cpu = 0.0, 0.0
         while not self._closed or self._waiting:
-            self._pressed.wait()
+            if not self._pressed.is_set():
+                self._pressed.wait()
+                looks = 0
+            if looks % 4 == 0:
+                began, cpu = time.monotonic(), time.process_time()
+            looks += 1
             taken = self._taken
             time.sleep(self._patience)
+            idle = looks % 4 == 0 and time.process_time() - cpu < (time.monotonic() - began) / 2
             with self._lock:
                 if not self._waiting or len(self._all) >= self._max:
                     self._pressed.clear()
-                elif self._taken == taken:
+                elif idle or self._taken == taken:
                     for _ in range(min(len(self._all), len(self._waiting), self._max - len(self._all))):
                         self._hire()
 

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -139,15 +140,35 @@ def test_an_id_accepted_twice(world: World) -> None:
     with pytest.raises(CallError, match="id 5 is accepted already"):
         probe.do(host, "accept", 5)
     probe.do(host, "close", 5)
-    assert host.logged("served id 5, and the host called nothing there", **{"@level": "warn"})
     probe.do(host, "accept", 5)  # closed, the id is free again
+
+
+@pytest.mark.parametrize("service_id", [2**32, -1, "one"])
+def test_what_is_no_id(world: World, service_id: object) -> None:
+    host = probe.start(world)
+    for _ in range(2):
+        with pytest.raises(CallError, match="out of range|expected|int"):
+            probe.do(host, "accept", service_id)
+        with pytest.raises(CallError, match="out of range|expected|int"):
+            probe.do(host, "dial", [service_id, "x", 1])
+
+
+def test_what_fails_to_accept_can_be_accepted(world: World) -> None:
+    host = probe.start(world)
+    before = probe.do(host, "descriptors")
+    for _ in range(3):
+        with pytest.raises(CallError, match="no services today"):
+            probe.do(host, "accept_badly", 5)
+    assert probe.do(host, "descriptors") <= before + 1
+    probe.do(host, "accept", 5)
 
 
 def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     host = probe.start(world)
     forgotten = serve(host)
-    time.sleep(5.5)
-    serve(host)
+    probe.do(host, "accept", 7)
+    time.sleep(5)
+    assert host.logged("the plugin serves id 7, and the host called nothing within 5 s", **{"@level": "warn"})
     assert host.logged(f"the host serves id {forgotten}, and nobody dialled it", **{"@level": "warn"})
     with pytest.raises(CallError, match=f"where it serves id {forgotten}"):
         probe.do(host, "dial", [forgotten, "x", 1])
@@ -193,7 +214,24 @@ def test_everything_ends_with_the_plugin(world: World) -> None:
         probe.do(host, "accept", service_id)
     host.ask("dial", broker=1)
     probe.do(host, "echo", "x", broker=1)
-    assert host.ask("kill")["seconds"] < 1.5
+    waiting = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
+    time.sleep(0.3)
+    plugin = world.plugin()
+    plugin.send_signal(signal.SIGTERM)
+    with pytest.raises(CallError):
+        waiting()
+    assert eventually(lambda: not world.plugins(), 3)
+
+
+def test_two_hosts_with_equal_ids(world: World) -> None:
+    """As in Go the first is kept; the other one is told of in the log."""
+    host = probe.start(world)
+    first = serve(host)
+    host.ask("open", stream=1, method=STREAM)
+    info = host_pb2.ConnInfo(service_id=first, network="tcp", address="127.0.0.1:1")
+    host.ask("send", stream=1, message=info.SerializeToString())
+    assert host.logged(f"the host serves id {first} while another one does", **{"@level": "warn"})
+    assert probe.do(host, "dial", [first, "x", 1]) == "the same"
 
 
 def test_multiplexing_is_refused_clearly(world: World) -> None:

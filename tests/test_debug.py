@@ -32,6 +32,13 @@ def test_what_the_host_needs(world: World) -> None:
     }
 
 
+def test_with_a_hosts_variables_too(world: World) -> None:
+    """A developer may choose the version, or the kind of address, as a host does."""
+    world.env |= {"PLUGIN_PROTOCOL_VERSIONS": "1", "PLUGIN_UNIX_SOCKET_DIR": str(world.folder)}
+    _, printed = debug(world)
+    assert printed["plugin"]["Addr"]["Network"] == "unix"
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_hosts_attach_together_and_in_turn(world: World, stop: signal.Signals) -> None:
     process, printed = debug(world)

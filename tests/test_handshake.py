@@ -200,7 +200,11 @@ def test_a_line_that_would_end_the_host(world: World) -> None:
     host = probe.start(world)
     assert host.logged('> {"@message": 1}')
     assert host.logged('> {"@timestamp": 2}')
+    for number in (3, 4, 5):
+        assert host.logged(f'{{"@message": {number}}}')
     assert probe.do(host, "echo", 1) == 1
+    host.ask("kill")
+    assert host.logged('> {"@message": 6}')
 
 
 def test_arguments_of_the_host_are_left_alone(world: World) -> None:

@@ -1,5 +1,6 @@
 """When the plugin leaves, and that nothing of it stays."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import probe
 import psutil
 import pytest
-from conftest import CallError, World, eventually
+from conftest import PLUGINS, CallError, World, eventually
 from kv import get, put
 
 ALSO_WITH_AUTO_MTLS = True
@@ -145,6 +146,43 @@ def test_stays_when_told_to(world: World) -> None:
     probe.do(second, "log", [20, "nor this", {}])
     second.ask("kill")
     assert gone_within(world, 2)
+
+
+def test_children_by_fork_are_not_the_plugin(world: World) -> None:
+    """multiprocessing ends them by SIGTERM, and what they print reaches the log."""
+    host = probe.start(world)
+    assert probe.do(host, "pool") == [1, 2, 3]
+    assert probe.do(host, "fork_and_print", "printed by a child") == 0
+    assert host.logged("printed by a child")
+    assert probe.do(host, "echo", "still here") == "still here"
+    assert host.ask("kill")["seconds"] < 1
+
+
+def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
+    """More than there are threads: the host waits for its answer without a deadline."""
+    host = probe.start(world)
+    for stream in range(520):
+        host.ask("open", stream=stream, method="/probe.Streams/hold")
+        host.ask("send", stream=stream, message=b"")
+        host.ask("half_close", stream=stream)
+    for stream in range(500):
+        host.ask("recv", stream=stream)
+    assert host.ask("kill")["seconds"] < 2
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+
+
+def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
+    for variable, text in (("PROBE_FAILS", "it fails at import"), ("PROBE_DOES_NOT_WAIT", "main fails")):
+        world.env[variable] = "1"
+        host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), runner=True)
+        with contextlib.suppress(CallError):
+            host.ask("start")
+        assert eventually(lambda: not world.plugins())
+        assert any(text in str(record) for record in host.log())
+        for folder in world.folder.iterdir():
+            assert not list(folder.iterdir())
+        host.close()
+        del world.env[variable]
 
 
 def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:

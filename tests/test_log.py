@@ -1,5 +1,6 @@
 """Python's logging, as the host's log shows it."""
 
+import contextlib
 import datetime
 import json
 import logging
@@ -8,7 +9,7 @@ from typing import Any
 
 import probe
 import pytest
-from conftest import World
+from conftest import PLUGINS, CallError, World
 
 from goplugin.log import hclog_line
 
@@ -95,6 +96,28 @@ def test_grpcs_own_messages(world: World) -> None:
     record = host.logged("Exception calling application: it broke", **{"@module": "grpc._server"})
     assert record
     assert record["@level"] == "error"
+
+
+def test_uncaught_exceptions_everywhere(world: World) -> None:
+    """Of threads, of destructors, and of main; also once the plugin has configured its logging."""
+    host = probe.start(world)
+    probe.do(host, "dict_config")
+    for method in ("fail_in_thread", "unraisable"):
+        probe.do(host, method, f"{method} broke")
+        assert host.logged("", **{"@module": "goplugin", "@level": "error"})
+        assert any(f"{method} broke" in record.get("stacktrace", "") for record in host.log())
+    world.env["PROBE_FAILS"] = "1"
+    failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
+    with pytest.raises(CallError):
+        failing.ask("start")
+    assert failing.logged("RuntimeError: it fails at import")
+    world.env["PROBE_DOES_NOT_WAIT"] = world.env.pop("PROBE_FAILS")
+    failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
+    with contextlib.suppress(CallError):
+        failing.ask("start")
+    record = failing.logged("uncaught exception: RuntimeError", **{"@level": "error"})
+    assert record
+    assert "main fails" in record["stacktrace"]
 
 
 @pytest.mark.parametrize(("setting", "seen"), [("warn", [30, 40]), ("DEBUG", [10, 20, 30, 40]), ("off", []), ("", [5])])

@@ -35,6 +35,7 @@ def test_reflection_lists_and_calls_every_service(world: World, grpcurl: Path) -
     services = run("list").split()
     assert services == [
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "plugin.GRPCBroker",
         "plugin.GRPCController",

@@ -56,8 +56,39 @@ def test_several_threads_keep_their_order(world: World) -> None:
             assert data.count(line.replace("#", str(number)).encode()) == 5000
 
 
+def test_long_writes_stay_in_one_piece(world: World) -> None:
+    host = probe.start(world)
+    line = "#" * 200_000 + "\n"
+    host.call("/probe.Probe/print", json.dumps(["stdout", line, 10, 4]).encode())
+    assert eventually(lambda: stdio(host)[0].count(b"\n") == 40)
+    assert {(set(text), len(text)) == ({text[0]}, 200_000) for text in stdio(host)[0].splitlines()} == {True}
+
+
+def test_a_wrapped_stdout_still_reaches_the_host(world: World) -> None:
+    world.env["PROBE_WRAPPED"] = "1"
+    host = probe.start(world)
+    probe.do(host, "print", ["stdout", "wrapped", 1, 1])
+    assert eventually(lambda: stdio(host)[0] == b"wrapped")
+
+
+def test_logging_that_prints_does_not_lock_up(world: World) -> None:
+    """A handler of logging prints, printing may log that the host does not read, which that handler prints."""
+    host = probe.start(world, stall_stdout=True)
+    probe.do(host, "log_to_stdout")
+    calls = [
+        host.begin("call", method="/probe.Probe/print_bytes", message=b"[1, 4000000]"),
+        *(
+            host.begin("call", method="/probe.Probe/log", message=json.dumps([20, "x" * 60_000, {}]).encode())
+            for _ in range(40)
+        ),
+    ]
+    for call in calls:
+        call()
+    assert host.ask("kill")["seconds"] < 2
+
+
 def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
-    for size in (10, 1000, 300_000):
+    for size in (10, 1000, 300_000, 900_000) * 3:
         host = probe.start(world)
         probe.do(host, "print_bytes", [size, size])
         host.ask("kill")

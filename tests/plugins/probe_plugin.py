@@ -5,9 +5,13 @@ Its messages are JSON, so that it needs no .proto: /probe.Probe/METHOD.
 
 import goplugin
 
+import atexit
 import ctypes
+import io
 import json
 import logging
+import logging.config
+import multiprocessing
 import os
 import random
 import resource
@@ -33,6 +37,16 @@ if "PROBE_NOISY" in os.environ:
 if os.environ.get("PROBE_NOISY") == "json":
     print('{"@message": 1}')
     logging.StreamHandler(sys.stderr).handle(logging.makeLogRecord({"msg": '{"@timestamp": 2}'}))
+    print('hello\n{"@message": 3}')
+    sys.stdout.write(" ")
+    print('\t{"@message": 4}')
+    sys.stdout.write("\n")
+    sys.stderr.write('{"@message": 5}\n')
+    atexit.register(print, '{"@message": 6}')
+if "PROBE_WRAPPED" in os.environ:  # as programs do that want another encoding, or colours
+    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", write_through=True)
+if "PROBE_FAILS" in os.environ:
+    raise RuntimeError("it fails at import")
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -98,6 +112,33 @@ class Probe:
             time.sleep(8)
             os._exit(0)
         return pid
+
+    def pool(self, argument: None, context: grpc.ServicerContext) -> list[int]:
+        """What multiprocessing does with its children: it forks them, and ends them by SIGTERM."""
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            return pool.map(abs, [-1, -2, -3])
+
+    def fork_and_print(self, text: str, context: grpc.ServicerContext) -> int:
+        """A child by fork prints; its exit code."""
+        child = multiprocessing.get_context("fork").Process(target=print, args=(text,))
+        child.start()
+        child.join(10)
+        return -1 if child.exitcode is None else child.exitcode
+
+    def dict_config(self, argument: None, context: grpc.ServicerContext) -> None:
+        """An ordinary configuration, which disables all loggers that there are."""
+        logging.config.dictConfig({"version": 1})
+
+    def log_to_stdout(self, argument: None, context: grpc.ServicerContext) -> None:
+        """Every record of the plugin's code is printed too."""
+        logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
+
+    def unraisable(self, message: str, context: grpc.ServicerContext) -> None:
+        class Ends:
+            def __del__(self) -> None:
+                raise ValueError(message)
+
+        Ends()
 
     def signal_of_child(self, argument: None, context: grpc.ServicerContext) -> int:
         """The exit code of a child that sends itself SIGINT."""
@@ -192,6 +233,12 @@ class Probe:
         """Serve ourselves to the host under the id."""
         self.accepted[service_id] = self.plugin.broker.accept(service_id, lambda server: add_to_server(self, server))
 
+    def accept_badly(self, service_id: int, context: grpc.ServicerContext) -> None:
+        def add_to_server(server: grpc.Server) -> None:
+            raise ValueError("no services today")
+
+        self.plugin.broker.accept(service_id, add_to_server)
+
     def close(self, service_id: int, context: grpc.ServicerContext) -> None:
         self.accepted.pop(service_id).close()
 
@@ -280,6 +327,8 @@ def main() -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     plugin.add_to_server(server)
     print(plugin.listen(server), file=plugin.stdout, flush=True)
+    if "PROBE_DOES_NOT_WAIT" in os.environ:
+        raise RuntimeError("main fails")
     plugin.wait()
 
 
