@@ -1,14 +1,9 @@
 # What a person would type. `make demo` and `make test` set up what they need in .venv.
 PYTHON ?= python3
-KV_HOST = github.com/hashicorp/go-plugin/examples/grpc@v1.8.0
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: .venv/running go
-	@mkdir -p demo && cd demo && export KV_PROTO=grpc KV_PLUGIN="python ../plugin.py" && \
-	kv() { echo "$$ go run $(KV_HOST) $$*"; go run $(KV_HOST) "$$@" 2>host.log || { cat host.log; exit 1; }; } && \
-	echo '$$ . .venv/bin/activate' && echo '$$ cd demo' && echo "$$ export KV_PROTO=grpc KV_PLUGIN=\"$$KV_PLUGIN\"" && \
-	kv put hello world && kv get hello && \
-	echo && echo "By hand: the lines after \$$, in this order. The value is in the file demo/kv_hello."
+	@sh tests/demo.sh
 
 test: .venv/testing go
 	.venv/bin/pytest
@@ -18,7 +13,7 @@ lint: .venv/testing go
 	cd tests/host && go vet ./... && unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l .) && test -z "$$unformatted"
 
 protos: .venv/running
-	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. kv.proto goplugin/host.proto
+	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. *.proto goplugin/*.proto
 
 .venv/running: requirements.txt
 	$(PYTHON) -m venv .venv

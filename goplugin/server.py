@@ -1,6 +1,7 @@
 """The plugin as its host sees it; mirrors Serve in go-plugin's server.go and GRPCServer in its grpc_server.go."""
 
 import atexit
+import gc
 import json
 import logging
 import os
@@ -8,7 +9,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TextIO, cast
 
 import grpc
@@ -116,6 +116,9 @@ class Plugin:
             atexit.register(self._clean_up)
         except (OSError, ValueError) as error:
             handshake.exit_with(f"This plugin cannot listen: {error}")
+        # What is imported by now stays: no collection looks through it again, the last one at our end least of all,
+        # where it would take longer than all else.
+        gc.freeze()
         server.start()
         self._server = server
         if self._debugged:
@@ -171,7 +174,9 @@ class Plugin:
             "Test": True,
             "Addr": {"Network": address.network, "String": address.address},
         }
-        return json.dumps({after[0] if after else Path(sys.argv[0]).stem: config}, separators=(",", ":"))
+        return json.dumps(
+            {after[0] if after else os.path.splitext(os.path.basename(sys.argv[0]))[0]: config}, separators=(",", ":")
+        )
 
 
 def _transport(tls: TLSFiles | None) -> Transport:

@@ -1,6 +1,7 @@
 """What the tests share: a Go host on go-plugin, told what to do over pipes, and the check that nothing outlives it."""
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -201,7 +202,12 @@ class World:
 
     def plugins(self) -> list[psutil.Process]:
         """The Python processes among them: plugins, and their TLS terminators."""
-        return [process for process in self.processes() if "python" in process.name().lower()]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it left since the look
+                if "python" in process.name().lower():
+                    found.append(process)
+        return found
 
     def plugin(self) -> psutil.Process:
         """The one plugin."""

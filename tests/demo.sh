@@ -1,0 +1,19 @@
+# What `make demo` shows: go-plugin's own KV command puts and gets through plugin.py, in a folder of its own.
+set -e
+host=github.com/hashicorp/go-plugin/examples/grpc@v1.8.0
+export KV_PROTO=grpc KV_PLUGIN="python ../plugin.py"
+
+mkdir -p demo
+cd demo
+kv() {
+    echo "\$ go run $host $*"
+    go run $host "$@" 2>host.log || { cat host.log; exit 1; }
+}
+
+echo "\$ . .venv/bin/activate"
+echo "\$ cd demo"
+echo "\$ export KV_PROTO=$KV_PROTO KV_PLUGIN=\"$KV_PLUGIN\""
+kv put hello world
+kv get hello
+echo
+echo "By hand: the lines after \$, in this order. The value is in the file demo/kv_hello."
