@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TextIO, cast
+from typing import TextIO
 
 import grpc
 
@@ -82,16 +81,14 @@ class Plugin:
         else:
             log.set_up()
         self.version = handshake.choose_protocol_version(config)
-        self._workers = Workers()
-        # grpc.server() takes any Executor; only its type stubs name this one.
-        self.workers = cast("ThreadPoolExecutor", self._workers)
+        self.workers = Workers()
         self._transport = _transport(tls)
         self.broker = Broker(self._transport, self.workers, self.options)
         self._stdio = Stdio()
         self._server: grpc.Server | None = None
         self._address: Address | None = None
         # Threads that no call of the plugin's service can take, so that Shutdown is heard however many there are.
-        reserved = ThreadPoolExecutor(max_workers=64, thread_name_prefix="goplugin")
+        reserved = Workers(1, 64)
         for method in (Controller.Shutdown, Stdio.StreamStdio, Broker.StartStream):
             setattr(method, "experimental_thread_pool", reserved)  # noqa: B010
 
@@ -141,7 +138,7 @@ class Plugin:
         stopped = self._server.stop(GRACE) if self._server else None
         # Not only until grpc has no call any more: it forgets a call when its caller goes, as the host does after
         # Shutdown, and the handler may still be writing.
-        self._workers.drain(GRACE)
+        self.workers.drain(GRACE)
         outputs.redirect(None)
         self._stdio.close()
         self.broker.end_streams()

@@ -9,14 +9,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
-class Workers(Executor):
+class Workers(ThreadPoolExecutor):
     """An Executor that grows when work waits and shrinks when it does not.
+
+    It is a ThreadPoolExecutor by name alone, because grpc asks for that class.
 
     min_threads: kept, once started. max_threads: more work than that waits in a queue.
     patience: seconds that work waits, none of it being taken up, before the pool grows.
@@ -30,6 +32,7 @@ class Workers(Executor):
     ) -> None:
         if not 0 < min_threads <= max_threads:
             raise ValueError(f"Workers needs 0 < min_threads <= max_threads, not {min_threads} and {max_threads}")
+        super().__init__(max_threads)
         self._min, self._max, self._patience, self._idle = min_threads, max_threads, patience, idle
         self._lock = threading.Lock()
         self._waiting: deque[_Task] = deque()

@@ -177,7 +177,8 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
         host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), runner=True)
         with contextlib.suppress(CallError):
             host.ask("start")
-        assert eventually(lambda: not world.plugins())
+            host.ask("ping")  # its streams are open by now
+        assert eventually(lambda: not world.plugins(), 5)
         assert any(text in str(record) for record in host.log())
         for folder in world.folder.iterdir():
             assert not list(folder.iterdir())

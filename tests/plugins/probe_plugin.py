@@ -328,6 +328,7 @@ def main() -> None:
     plugin.add_to_server(server)
     print(plugin.listen(server), file=plugin.stdout, flush=True)
     if "PROBE_DOES_NOT_WAIT" in os.environ:
+        time.sleep(0.3)
         raise RuntimeError("main fails")
     plugin.wait()
 
