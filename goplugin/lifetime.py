@@ -27,9 +27,13 @@ class Lifetime:
 
     def __init__(self) -> None:
         self._reason = ""
-        # A pipe, since nothing else may be touched from a signal handler and wakes a poll() too.
+        # A pipe, since nothing else may be touched from a signal handler and wakes a poll() too. Signals write to it as
+        # they arrive: one that another thread gets, or that comes just before the poll(), would not end that.
         self._stop_read, self._stop_write = os.pipe()
-        os.set_blocking(self._stop_write, False)
+        if hasattr(select, "poll"):
+            os.set_blocking(self._stop_read, False)
+            os.set_blocking(self._stop_write, False)
+            signal.set_wakeup_fd(self._stop_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda signum, frame: self.stop("SIGTERM"))
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_hear_signals)
@@ -69,7 +73,9 @@ class Lifetime:
                     return "the process that started this plugin is gone"
                 ready = {fd for fd, _ in poll.poll(timeout)}
                 if self._stop_read in ready:
-                    return self._reason
+                    os.read(self._stop_read, 4096)
+                    if self._reason:  # else it was a signal that is no reason
+                        return self._reason
                 if terminator and terminator.fileno() in ready:
                     return TERMINATOR_DIED
                 if gone := ready.intersection(host_pipes):
@@ -85,6 +91,7 @@ class Lifetime:
 
 def _hear_signals() -> None:
     """In a child by fork without exec: signals to it are not ours, nor is the pipe that our handler writes to."""
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -106,6 +106,13 @@ def test_sigterm_lets_calls_finish(world: World) -> None:
     assert not [record for record in host.log() if "exited" in record["@message"] and "error" in record]
 
 
+def test_sigterm_that_another_thread_gets(world: World) -> None:
+    host = probe.start(world)
+    host.begin("call", method="/probe.Probe/sigterm", message=b"null")
+    assert gone_within(world, 2)
+    assert host.ask("kill")["seconds"] < 1
+
+
 @pytest.mark.parametrize("stuck", ["sleep", "hold_thread"])
 def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
     """A handler that never returns, or a thread of the plugin's that Python would wait for: gone before the 2 s."""

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -139,6 +140,10 @@ class Probe:
                 raise ValueError(message)
 
         Ends()
+
+    def sigterm(self, argument: None, context: grpc.ServicerContext) -> None:
+        """SIGTERM as it may arrive: at a thread that is not the main one, which does not wake from it."""
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     def signal_of_child(self, argument: None, context: grpc.ServicerContext) -> int:
         """The exit code of a child that sends itself SIGINT."""
