@@ -12,7 +12,7 @@ from typing import TextIO
 
 import grpc
 
-from goplugin import handshake, host_pb2_grpc, log, outputs, terminator
+from goplugin import allocator, handshake, host_pb2_grpc, log, outputs, terminator
 from goplugin.automtls import TLSFiles, UnverifiedTLS
 from goplugin.broker import Broker
 from goplugin.controller import Controller
@@ -81,14 +81,16 @@ class Plugin:
         else:
             log.set_up()
         self.version = handshake.choose_protocol_version(config)
+        allocator.keep_buffers()  # before gRPC's threads have heaps of their own
         self.workers = Workers()
         self._transport = _transport(tls)
         self.broker = Broker(self._transport, self.workers, self.options)
         self._stdio = Stdio()
         self._server: grpc.Server | None = None
         self._address: Address | None = None
-        # Threads that no call of the plugin's service can take, so that Shutdown is heard however many there are.
-        reserved = Workers(1, 64)
+        # Threads that no call of the plugin's service can take, so that Shutdown is heard however many there are. Three
+        # from the start: a host keeps two streams open, and nothing waits for a thread to be added.
+        reserved = Workers(3, 64)
         for method in (Controller.Shutdown, Stdio.StreamStdio, Broker.StartStream):
             setattr(method, "experimental_thread_pool", reserved)  # noqa: B010
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -22,7 +22,8 @@ class Workers(ThreadPoolExecutor):
 
     min_threads: kept, once started. max_threads: more work than that waits in a queue.
     patience: seconds that work waits, none of it being taken up, before the pool grows.
-    idle: seconds after which a thread above min_threads ends for want of work.
+    idle: seconds after which a thread above min_threads ends for want of work. One that always has work ends after
+    once to twice as long: if more threads do not help any more, there are soon fewer, and if they do, another starts.
 
     Its threads are daemons: a handler that never returns does not keep the process alive.
     """
@@ -58,7 +59,7 @@ class Workers(ThreadPoolExecutor):
             if len(self._all) < self._min:
                 self._hire()
                 return future
-            if self._pressed.is_set() or len(self._all) >= self._max:
+            if self._pressed.is_set():
                 return future
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, name="workers-watcher", daemon=True)
@@ -92,7 +93,8 @@ class Workers(ThreadPoolExecutor):
 
     def _hire(self) -> None:
         """Start a thread, for the first of the waiting work. Called with the lock held."""
-        worker = _Worker(self)
+        # The ends of those that start together are spread, so that never many are missed at a time.
+        worker = _Worker(self, time.monotonic() + self._idle * (1 + len(self._all) % 16 / 16))
         try:
             worker.thread.start()
         except RuntimeError:  # the system has no thread left: the work waits for those there are
@@ -106,43 +108,58 @@ class Workers(ThreadPoolExecutor):
     def _watch(self) -> None:
         """Double the threads whenever work has waited although more threads would help.
 
-        That is so when none of it was taken up for the pool's patience, or when the process was idle, for half of
-        four times as long, and so its handlers wait. It is not so when they compute: more threads slow that down.
+        They do if for the pool's patience none of the work was taken up and the process was idle: handlers wait.
+        While they compute, more threads only slow them down, so then it is four times as long: until none was taken
+        up because they compute for long, or the process was idle for most of it because they wait briefly.
         """
         looks = 0
-        began, cpu = 0.0, 0.0
         while not self._closed or self._waiting:
             if not self._pressed.is_set():
                 self._pressed.wait()
                 looks = 0
-            if looks % 4 == 0:
-                began, cpu = time.monotonic(), time.process_time()
-            looks += 1
-            taken = self._taken
+            look = self._look()
+            if looks == 0:
+                first = look
             time.sleep(self._patience)
-            idle = looks % 4 == 0 and time.process_time() - cpu < (time.monotonic() - began) / 2
+            now = self._look()
+            looks += 1
+            if now.time - look.time > 2 * self._patience and look.idle_until(now):
+                looks = 0  # the machine slept, not the handlers
+                continue
+            grow = look.idle_until(now) and look.taken == now.taken
+            if looks == 4:
+                grow = grow or first.idle_until(now) or first.taken == now.taken
+                looks = 0
             with self._lock:
-                if not self._waiting or len(self._all) >= self._max:
+                if not self._waiting:
                     self._pressed.clear()
-                elif idle or self._taken == taken:
+                elif grow:
                     for _ in range(min(len(self._all), len(self._waiting), self._max - len(self._all))):
                         self._hire()
+
+    def _look(self) -> "_Look":
+        return _Look(time.monotonic(), time.process_time(), self._taken)
 
     def _next(self, worker: "_Worker") -> _Task | None:
         """The worker's next task, waited for; None when its thread shall end."""
         with self._lock:
-            if self._waiting:
+            old = time.monotonic() > worker.end and len(self._all) > self._min
+            if not old and self._waiting:
                 self._taken += 1
                 return self._waiting.popleft()
-            if self._closed:
-                return None
-            self._resting.append(worker)
+            if old or self._closed:
+                self._all.discard(worker)  # at once, so that others count right
+            else:
+                self._resting.append(worker)
             if self._drained and len(self._resting) == len(self._all):
                 self._drained.set()
+            if worker not in self._all:
+                return None
         if not worker.wait(self._idle if len(self._all) > self._min else -1):
             with self._lock:
                 if worker in self._resting and len(self._all) > self._min:
                     self._resting.remove(worker)
+                    self._all.discard(worker)
                     return None
             worker.wait(-1)  # given a task in the last moment, or needed after all
         return worker.task
@@ -152,10 +169,23 @@ class Workers(ThreadPoolExecutor):
             self._all.discard(worker)
 
 
-class _Worker:
-    """One thread, and the place where it is given its next task."""
+class _Look(NamedTuple):
+    """What the watcher sees: the time, and the processor time used so far, in seconds; how many tasks were taken up."""
 
-    def __init__(self, pool: Workers) -> None:
+    time: float
+    cpu: float
+    taken: int
+
+    def idle_until(self, later: "_Look") -> bool:
+        """Whether less than half a processor was used in between."""
+        return later.cpu - self.cpu < (later.time - self.time) / 2
+
+
+class _Worker:
+    """One thread, and the place where it is given its next task. end: when, by time.monotonic(), it is old."""
+
+    def __init__(self, pool: Workers, end: float) -> None:
+        self.end = end
         self.task: _Task | None = None
         self._given = threading.Lock()
         self._given.acquire()

@@ -76,6 +76,27 @@ def test_threads_are_given_back(workers: Workers) -> None:
     assert workers.submit(abs, -1).result() == 1
 
 
+def test_threads_are_given_back_under_load_too(workers: Workers) -> None:
+    """What once was taken for handlers that wait, a pause of the machine say, must not cost for good."""
+    barrier = threading.Barrier(32)
+    for future in [workers.submit(barrier.wait, 20) for _ in range(32)]:
+        future.result()
+    then = [thread for thread in threading.enumerate() if thread.name == "worker"]
+    busy = True
+
+    def again() -> None:
+        time.sleep(0.001)
+        if busy:
+            workers.submit(again)
+
+    for _ in range(64):  # more than there are threads: none ever rests
+        workers.submit(again)
+    try:
+        assert eventually(lambda: sum(thread.is_alive() for thread in then) <= 2)
+    finally:
+        busy = False
+
+
 def test_shutdown_waits_for_all_that_was_taken() -> None:
     pool = Workers(1, 8, patience=0.2)
     done = [pool.submit(time.sleep, 0.3) for _ in range(3)]
