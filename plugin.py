@@ -3,7 +3,8 @@
 
 A Go host runs it; with go-plugin's own KV example as the host:
 
-    KV_PROTO=grpc KV_PLUGIN="python plugin.py" go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0 put hello world
+    export KV_PROTO=grpc KV_PLUGIN="python plugin.py"
+    go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0 put hello world
 """
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
@@ -28,6 +29,7 @@ class KVServicer(kv_pb2_grpc.KVServicer):
     """Keeps each value in the file kv_<key> of the working directory, as go-plugin's own KV plugins do."""
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
+        """The key's value; NOT_FOUND if it has none."""
         with os_errors_as_status(context, request.key):
             try:
                 with open(file_of(request.key), "rb") as file:
@@ -36,6 +38,7 @@ class KVServicer(kv_pb2_grpc.KVServicer):
                 context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
     def Put(self, request: kv_pb2.PutRequest, context: grpc.ServicerContext) -> kv_pb2.Empty:
+        """Set the key's value, at once or not at all."""
         with os_errors_as_status(context, request.key):
             path = file_of(request.key)
             # Written beside and renamed: whoever reads, or kills us midway, finds the old value or the new one.
@@ -80,6 +83,7 @@ def os_errors_as_status(context: grpc.ServicerContext, key: str) -> Iterator[Non
 
 
 def main() -> None:
+    """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
     server = grpc.server(plugin.workers, options=plugin.options)
 

@@ -36,6 +36,7 @@ from rich.table import Table
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 CACHE = BENCH / ".cache"
+ONE_FILE = CACHE / "plugin.pyz"
 GO_PLUGIN = "github.com/hashicorp/go-plugin"
 GO_PLUGIN_VERSION = "v1.8.0"
 STUCK = 60.0  # seconds after which whatever is measured is taken for stuck, and ended
@@ -118,6 +119,7 @@ KV_PUT = Figure("kv_put", "`kv put`, the whole command", "s")
 WAIT = Figure("wait", f"{WAITING} handlers that wait 100 ms", "s")
 RESIDENT = Figure("resident", "resident memory, with children", "B")
 PROPORTIONAL = Figure("proportional", "the same, shared pages divided by their users (PSS)", "B", drawn=False)
+FRESH = Figure("fresh", "resident memory, just started", "B", drawn=False)
 
 
 def figures() -> list[Figure]:
@@ -126,7 +128,7 @@ def figures() -> list[Figure]:
         rows.append(Figure(f"{load.key}_rate", load.label, "/s"))
         if load.size == 100 and load.method == "Get":
             rows += [Figure(f"{load.key}_{p}", f"{load.label}: {p}", "s", drawn=False) for p in ("p50", "p99")]
-    return [*rows, WAIT, RESIDENT, PROPORTIONAL]
+    return [*rows, WAIT, RESIDENT, PROPORTIONAL, FRESH]
 
 
 @dataclass
@@ -332,6 +334,7 @@ def set_up(progress: Progress) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, tasks[1:]))
     generate_stubs()
+    build_one_file()
     progress.update(task, description="Set up", visible=False)
 
 
@@ -397,6 +400,20 @@ def generate_stubs() -> None:
             run(python, "-m", "grpc_tools.protoc", "-I", ROOT, "--python_out", folder, *generator, "kv.proto")
         except PeerError as error:
             peer.failure = f"its stubs cannot be generated: {error}"
+
+
+def build_one_file() -> None:
+    """This plugin as README ships it."""
+    python = Path(OURS.commands["plugin"][0])
+    folder = CACHE / f"one-file-{python.parent.parent.name}"
+    if not (folder / "complete").exists():
+        run(sys.executable, "-m", "pip", "install", "-q", "--target", folder, "-r", ROOT / "requirements.txt")
+        (folder / "complete").touch()
+    for source in ROOT.glob("*.py"):
+        shutil.copy(source, folder)
+    shutil.copytree(ROOT / "goplugin", folder / "goplugin", dirs_exist_ok=True)
+    shiv: list[str | Path] = [sys.executable, "-m", "shiv", "--python", python, "--site-packages", folder]
+    run(*shiv, "-e", "plugin:main", "-o", ONE_FILE)
 
 
 # The measurements; each is a number of rounds, and in each round every peer has its turn
@@ -485,6 +502,8 @@ class Bench:
                 continue
             with self.recorded(mode, READY.key, peer):
                 self.results.add(mode, READY.key, peer, self.host.open(peer, mode=mode))
+                with self.recorded(mode, FRESH.key, peer):
+                    self.results.add(mode, FRESH.key, peer, self.host.ask("memory", peer=peer.key)["resident"])
                 with self.recorded(mode, KILL.key, peer):
                     self.results.add(mode, KILL.key, peer, self.host.kill(peer))
 
@@ -559,7 +578,9 @@ class Bench:
                 self.results.add("plain", KV_PUT.key, peer, self.command(peer))
 
     def command(self, peer: Peer) -> float:
-        """`exec`, since the host asks sh to run the plugin, and kills only that: behind a shell that stays beside its
+        """The seconds of one `kv put`.
+
+        `exec`, since the host asks sh to run the plugin, and kills only that: behind a shell that stays beside its
         command, a plugin that does not leave by itself would live on, and the host would wait for it for good.
         """
         if peer.failure:
@@ -600,6 +621,7 @@ class Bench:
             "imports, and a line": ([python, "-c", f"{imports}; print(flush=True)"], {}),
             "plain": ([python, plugin], host),
             "mtls": ([python, plugin], {**host, "PLUGIN_CLIENT_CERT": certificate}),
+            "one file": ([str(ONE_FILE)], {**host, "SHIV_ROOT": str(CACHE / "shiv")}),
         }
         for number in range(self.effort.floors):
             self.progress.update(self.task, description=f"Start-up floor, round {number + 1}")
@@ -626,7 +648,7 @@ class Bench:
             line = process.stdout.readline()
             seconds = time.perf_counter() - begin
             os.kill(process.pid, signal.SIGTERM)  # process.terminate() would reap one that ended
-        if line.strip() and not line.startswith("1|1|tcp|") or command[-1].endswith(".py") and not line:
+        if (line.strip() and not line.startswith("1|1|tcp|")) or (command[-1].endswith((".py", ".pyz")) and not line):
             raise PeerError(f"{line!r} is no handshake")
         return seconds
 
@@ -697,7 +719,7 @@ class Report:
 
     def floor(self) -> str:
         floor = {name: statistics.median(values) for name, values in self.results.floor.items()}
-        if len(floor) < 4:
+        if len(floor) < 5:
             return f"Start-up floor: no, {self.results.errors['plain', 'floor', OURS.key][-1]}"
         whole, line = floor["imports"], floor["imports, and a line"]
         return (
@@ -706,7 +728,8 @@ class Report:
             f"`python -c 'import grpc, grpc_health.v1.health, kv_pb2_grpc'` takes {whole * 1e3:.0f} ms, of which "
             f"{line * 1e3:.0f} ms until the imports are done. To the whole command that is "
             f"{floor['plain'] / whole:.2f} and {floor['mtls'] / whole:.2f}; to its imports "
-            f"{floor['plain'] / line:.2f} and {floor['mtls'] / line:.2f}."
+            f"{floor['plain'] / line:.2f} and {floor['mtls'] / line:.2f}. As one file, made by shiv: "
+            f"{floor['one file'] * 1e3:.0f} ms, {floor['one file'] / floor['plain']:.2f} of the script's."
         )
 
     def terminal(self) -> Table:

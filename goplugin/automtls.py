@@ -137,6 +137,7 @@ class UnverifiedTLS(Plain):
         self.server_cert = base64.b64encode(der).decode().rstrip("=")
 
     def listen(self, server: "grpc.Server") -> Address:
+        """As Plain does, but encrypted."""
         while True:
             look, address = listening_socket()
             look.close()
@@ -148,4 +149,5 @@ class UnverifiedTLS(Plain):
             return address
 
     def dial(self, address: Address, options: Any) -> "grpc.Channel":
+        """Never works: OSError."""
         raise OSError("grpcio's TLS cannot verify the host's certificate, and there is no TLS terminator here")

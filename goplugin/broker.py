@@ -103,6 +103,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         return accepted
 
     def forget(self, accepted: "Accepted") -> None:
+        """It is closed: nothing is left to close at the end."""
         with self._changed:
             if self._accepted.get(accepted.service_id) is accepted:
                 del self._accepted[accepted.service_id]
@@ -110,6 +111,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
     def StartStream(
         self, request_iterator: Iterator[host_pb2.ConnInfo], context: grpc.ServicerContext
     ) -> Iterator[host_pb2.ConnInfo]:
+        """The host's side of the broker: what it accepts comes in, what we accept goes out, as long as it lasts."""
         outgoing: _Outgoing = queue.SimpleQueue()
 
         def receive() -> None:
@@ -182,6 +184,7 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
         self._called = False
 
     def serve(self, workers: Executor, options: Any, add_to_server: Callable[[grpc.Server], None]) -> Address:
+        """Start the server; where the host finds it. OSError if it cannot listen."""
         server = grpc.server(workers, options=options, interceptors=[_FirstCall(self._note_call)])  # type: ignore[arg-type]
         add_to_server(server)
         self._address = self._transport.listen(server)
@@ -208,6 +211,7 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
             self._transport.close(address)
 
     def __exit__(self, *exc_info: object) -> None:
+        """Close it."""
         self.close()
 
 

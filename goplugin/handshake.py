@@ -27,7 +27,7 @@ class HandshakeConfig(NamedTuple):
 class Handshake(NamedTuple):
     """The one line that a plugin writes to its stdout; `str()` gives it, without the line's end.
 
-    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL [ | SERVER-CERT [ | MULTIPLEX ] ]
+    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL [| SERVER-CERT [| MULTIPLEX]]
 
     network and address: "tcp" and HOST:PORT, or "unix" and the path of a socket.
     server_cert: under AutoMTLS the certificate, DER in base64 without padding. A host without
@@ -43,6 +43,7 @@ class Handshake(NamedTuple):
     multiplex: str = ""
 
     def __str__(self) -> str:
+        """The line, without its end."""
         fields = [CORE_PROTOCOL_VERSION, self.app_protocol_version, self.network, self.address, "grpc"]
         if self.server_cert or self.multiplex:
             fields.append(self.server_cert)

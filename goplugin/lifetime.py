@@ -4,6 +4,7 @@ Mirrors what go-plugin's server.go and grpc_controller.go do, and adds the host'
 holds the pipes that its host, or whoever started that, still waits on.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -41,10 +42,8 @@ class Lifetime:
     def stop(self, reason: str) -> None:
         """End `wait`, now or when it begins; from any thread, and from signal handlers."""
         self._reason = self._reason or reason
-        try:
+        with contextlib.suppress(BlockingIOError):  # it has been told so often that the pipe is full
             os.write(self._stop_write, b".")
-        except BlockingIOError:
-            pass  # it has been told so often that the pipe is full
 
     def wait(self, host_pipes: Collection[int], leave_with_host: bool, terminator: Terminator | None) -> str:
         """Block until there is a reason to leave, and return it.

@@ -62,10 +62,10 @@ class Plain:
     server_cert = ""
 
     def listen(self, server: "grpc.Server") -> Address:
+        """Have grpc itself listen where the host wants it."""
         while True:
-            look, address = (
-                listening_socket()
-            )  # grpc does not say why it cannot listen, and logs each port it cannot have
+            # Looked for first: grpc does not say why it cannot listen, and logs each port that it cannot have.
+            look, address = listening_socket()
             look.close()
             address.remove()
             try:
@@ -76,15 +76,17 @@ class Plain:
             return address
 
     def dial(self, address: Address, options: Any) -> "grpc.Channel":
+        """Straight to the host."""
         import grpc
 
         return grpc.insecure_channel(address.target(), options)
 
     def close(self, address: Address) -> None:
+        """Grpc has closed it; the file of a Unix socket stays."""
         address.remove()
 
     def stop(self) -> None:
-        pass
+        """There is nothing to stop."""
 
 
 def listening_socket() -> tuple[socket.socket, Address]:

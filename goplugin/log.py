@@ -65,6 +65,7 @@ class HclogHandler(logging.Handler):
     """Writes each record as one line of hclog's JSON to the real stderr. It never raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write it, whole, whatever it holds; not at all when nobody reads it."""
         try:
             line = memoryview(hclog_line(record))
         except Exception as error:  # attributes that logging itself sets and somebody broke
@@ -77,7 +78,7 @@ class HclogHandler(logging.Handler):
 
 
 def hclog_line(record: logging.LogRecord) -> bytes:
-    """The record as a line of hclog's JSON: ASCII, one "\\n" at the end, at most 64 KiB, whatever the record holds.
+    """The record as a line of hclog's JSON: ASCII, at most 64 KiB, whatever the record holds.
 
     Each key of the record's `extra` becomes a pair; an exception or a stack becomes the pair "stacktrace". What is
     no JSON is given as its repr(). What exceeds the line is cut from the longest text, with a note of how much.
@@ -123,7 +124,7 @@ def _json(value: Any) -> str:
     except Exception:  # no such type, NaN, a circle, a dict that another thread changes
         return json.dumps(_repr(value))
     # Numbers are float64 to the host: an id beyond 2**53 would be another one, and 1e309, wherever, no line at all.
-    if not isinstance(value, str) and (type(value) is int and abs(value) > 2**53 or re.search(r"\d{300}", text)):
+    if not isinstance(value, str) and ((type(value) is int and abs(value) > 2**53) or re.search(r"\d{300}", text)):
         return json.dumps(text)
     return text
 

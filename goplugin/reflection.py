@@ -17,6 +17,7 @@ class Reflection(grpc.GenericRpcHandler):
         self._server = server
 
     def service(self, handler_call_details: Any) -> Any:
+        """The handler of a reflection call; None for all others. Imports what it needs at the first."""
         _, service, _ = handler_call_details.method.split("/")
         if service not in (f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"):
             return None

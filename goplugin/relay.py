@@ -111,7 +111,7 @@ class Relay:
     ) -> None:
         """inner: dialled by grpc, TLS is the client's; without it, grpc listens at plain, and TLS is the server's."""
         self._relays, self._outer, self._inner, self._plain = relays, outer, inner, plain
-        # Encrypted bytes pass through these: what is read from a socket at once may hold many records, or a part of one.
+        # Encrypted bytes pass through these: what a socket gives at once may hold many records, or a part of one.
         self._encrypted_in, self._encrypted_out = ssl.MemoryBIO(), ssl.MemoryBIO()
         if inner:
             context, name = relays.contexts.client, "localhost"

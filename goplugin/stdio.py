@@ -76,6 +76,8 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         return self._size < LIMIT and not self._closed
 
     def StreamStdio(self, request: Any, context: grpc.ServicerContext) -> Iterator[host_pb2.StdioData]:
+        """What is printed, as it comes; where two hosts ask, each piece goes to one of them."""
+
         def host_left() -> None:
             with self._changed:
                 self._changed.notify_all()

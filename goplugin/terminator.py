@@ -65,12 +65,14 @@ class Terminator:
         return self._server_cert
 
     def listen(self, server: "grpc.Server") -> Address:
+        """Have grpc listen on a Unix socket, and the terminator in front of it where the host finds us."""
         assert self.server_cert is not None  # the first reply comes first
         plain = self._plain()
         server.add_insecure_port(plain.target())
         return Address(*self._ask("listen", *plain))
 
     def dial(self, address: Address, options: Any) -> "grpc.Channel":
+        """Through the terminator, which checks the host's certificate."""
         import weakref
 
         import grpc
@@ -141,7 +143,7 @@ def available() -> bool:
 
 
 def run(control: socket.socket, folder: str, client_cert: str, files: "TLSFiles | None") -> None:
-    """The process; returns when the plugin is gone. It was forked, and ends without running the plugin's exit handlers."""
+    """The process; returns when the plugin is gone. It was forked, and runs no exit handlers of the plugin."""
     import json
 
     # Ctrl-C is ignored already. It leaves with the plugin, which has calls to finish after a SIGTERM, not before.

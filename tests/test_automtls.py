@@ -11,7 +11,6 @@ import ssl
 import stat
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -397,9 +396,9 @@ def test_broker_dials_the_host_alone(world: World) -> None:
 
 
 @pytest.fixture
-def files(world: World) -> Iterator[dict[str, Path]]:
+def files(world: World) -> dict[str, Path]:
     names = ("server", "client", "stranger")
-    yield {name: make_certificate(world.folder, name) for name in names}
+    return {name: make_certificate(world.folder, name) for name in names}
 
 
 def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) -> None:

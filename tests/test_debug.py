@@ -1,14 +1,17 @@
 """Started by hand with --debug: a host, and a second one, attach to the plugin."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, World
 from kv import SUFFIX, get, put
+from test_project import readme_blocks
 
 
 def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dict[str, Any]]:
@@ -30,6 +33,16 @@ def test_what_the_host_needs(world: World) -> None:
             "Addr": {"Network": "tcp", "String": address},
         }
     }
+
+
+def test_what_readme_shows(world: World) -> None:
+    (block,) = (block for block in readme_blocks() if "--debug" in block)
+    command, line = block.splitlines()
+    process = world.run("sh", "-c", f"cd '{ROOT}' && PATH={Path(sys.executable).parent}:$PATH exec {command[2:]}")
+    assert process.stdout
+    printed = process.stdout.readline().decode()
+    printed = re.sub(r'"Pid":\d+', '"Pid":4711', printed)
+    assert re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:40013", printed) == line + "\n"
 
 
 def test_with_a_hosts_variables_too(world: World) -> None:

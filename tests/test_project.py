@@ -16,6 +16,34 @@ def readme_blocks() -> list[str]:
     return re.findall(r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
+def test_each_block_of_readme_has_its_test() -> None:
+    first = [block.splitlines()[0] for block in readme_blocks()]
+    assert first == [
+        "$ make demo",  # below
+        "$ make test",  # the next
+        "$ mkdir ../greeter",  # test_template.py
+        "$ python plugin.py --debug registry.terraform.io/me/kv",  # test_debug.py
+        "$ . .venv/bin/activate",  # test_shipping.py
+    ]
+
+
+def test_what_must_pass_is_what_readme_says() -> None:
+    said = (ROOT / "README.md").read_text()
+    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
+    assert commands == ["make lint", "make test"]
+    assert "$ make test\n" in said
+    assert "`make lint`" in said
+
+
+def test_the_four_steps_are_lines_of_the_plugin() -> None:
+    plugin = (ROOT / "plugin.py").read_text()
+    section = (ROOT / "README.md").read_text().split("## The four steps")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| \d .*\| (`.*`) \|$", section, re.MULTILINE)
+    assert len(lines) == 4
+    for code in re.findall(r"`([^`]+)`", " ".join(lines)):
+        assert code in plugin
+
+
 def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
     (tmp_path / "goplugin").mkdir()
     for proto in ("kv.proto", "goplugin/host.proto"):

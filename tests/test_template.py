@@ -61,7 +61,7 @@ def test_another_service(world: World, copied: Path, auto_mtls: bool) -> None:
 
 
 def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
-    """It is spoken of in plugin.py, kv.proto, its generated code, the tests, the benchmark and README, and nowhere else."""
+    """It is spoken of in plugin.py, kv.proto, its generated code, tests, benchmark and README, and nowhere else."""
     names = {path.name for path in copied.iterdir()} - {".venv", "__pycache__"}
     assert names == {
         "Makefile", "goplugin", "greeter.proto", "greeter_pb2.py", "greeter_pb2.pyi", "greeter_pb2_grpc.py",
