@@ -38,7 +38,7 @@ class Relays:
         """Let callers in where the host finds us, and on to the Unix socket `plain`; returns where that is."""
         listener, address = listening_socket()
         give_to_group(address)
-        self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain=plain))
+        self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
         return address
 
     def dial(self, network: str, plain: str, host_network: str, host_address: str) -> None:
@@ -54,7 +54,7 @@ class Relays:
                 warn("cannot dial %s: %s", host_address, error)
                 inner.close()
             else:
-                Relay(self, outer, inner=inner)
+                Relay(self, outer, host_address, inner)
 
         self._accept_from(listener, plain, accept)
 
@@ -106,11 +106,9 @@ class Relays:
 class Relay:
     """One connection: TLS on the outer socket, plain bytes on the inner one; first a handshake, then a relay."""
 
-    def __init__(
-        self, relays: Relays, outer: socket.socket, *, inner: socket.socket | None = None, plain: str = ""
-    ) -> None:
-        """inner: dialled by grpc, TLS is the client's; without it, grpc listens at plain, and TLS is the server's."""
-        self._relays, self._outer, self._inner, self._plain = relays, outer, inner, plain
+    def __init__(self, relays: Relays, outer: socket.socket, address: str, inner: socket.socket | None = None) -> None:
+        """With inner, that grpc dialled: on to the host's address, as TLS client. Else to grpc's address, as server."""
+        self._relays, self._outer, self._inner, self._address = relays, outer, inner, address
         # Encrypted bytes pass through these: what a socket gives at once may hold many records, or a part of one.
         self._encrypted_in, self._encrypted_out = ssl.MemoryBIO(), ssl.MemoryBIO()
         if inner:
@@ -130,12 +128,14 @@ class Relay:
 
     def refuse(self, reason: str) -> None:
         """Close without having passed anything on, and say why."""
-        try:
-            peer = self._outer.getpeername()
-        except OSError:
-            peer = ""
-        peer = f"{peer[0]}:{peer[1]}" if peer and isinstance(peer, tuple) else "its socket"
-        warn("refused %s %s: %s", "the host at" if self._inner else "a caller from", peer, reason)
+        if self._inner:
+            warn("cannot dial %s: %s", self._address, reason)
+        else:
+            peer = "its socket"
+            with contextlib.suppress(OSError, ValueError):  # it has left, or it is a Unix socket
+                host, port = self._outer.getpeername()
+                peer = f"{host}:{port}"
+            warn("refused a caller from %s: %s", peer, reason)
         self._close()
 
     def _on_handshake(self, mask: int) -> None:
@@ -156,7 +156,7 @@ class Relay:
                 self.refuse("its certificate is not the host's")
                 return
             if not self._inner:
-                self._inner = _begin_connect(Address("unix", self._plain))
+                self._inner = _begin_connect(Address("unix", self._address))
         except (ssl.SSLWantReadError, BlockingIOError):
             self._ask_for(self._outer, _READ | bool(self._to_outer) * _WRITE)
         except ssl.SSLError as error:

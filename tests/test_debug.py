@@ -84,7 +84,7 @@ def test_a_host_that_is_not_testing_may_end_it(world: World) -> None:
 def test_under_a_debugger(world: World) -> None:
     """pdb has the terminal: stdin, stdout and Ctrl-C are the developer's."""
     process = world.run(
-        sys.executable, "-m", "pdb", "-c", "continue", ROOT / "plugin.py", "--debug", stdin=subprocess.PIPE
+        sys.executable, "-m", "pdb", "-c", "continue", "--", ROOT / "plugin.py", "--debug", stdin=subprocess.PIPE
     )
     assert process.stdout
     printed = json.loads(process.stdout.readline())
