@@ -276,6 +276,7 @@ class Relay:
 
     def _close(self) -> None:
         self._relays.handshakes.pop(self, None)
+        self._callbacks = {}  # they hold this relay
         for side in (self._outer, self._inner):
             if side:
                 self._ask_for(side, 0)

@@ -8,6 +8,7 @@ grpc.Channel --- Unix socket in that folder ---> terminator --- TLS ---> what th
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -146,6 +147,7 @@ def run(control: socket.socket, folder: str, client_cert: str, files: "TLSFiles 
     """The process; returns when the plugin is gone. It was forked, and runs no exit handlers of the plugin."""
     import json
 
+    gc.enable()  # this process was forked while goplugin was being imported, and without it (see __init__.py)
     # Ctrl-C is ignored already. It leaves with the plugin, which has calls to finish after a SIGTERM, not before.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -25,7 +25,8 @@ class Workers(ThreadPoolExecutor):
     idle: seconds after which a thread above min_threads ends for want of work. One that always has work ends after
     once to twice as long: if more threads do not help any more, there are soon fewer, and if they do, another starts.
 
-    Its threads are daemons: a handler that never returns does not keep the process alive.
+    Its threads are daemons: a handler that never returns does not keep the process alive. It takes up memory until it
+    is shut down, or the process ends.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class Workers(ThreadPoolExecutor):
         self._taken = 0  # tasks taken up so far; only ever compared
         self._pressed = threading.Event()  # work waits: somebody must watch whether it is taken up
         self._watcher: threading.Thread | None = None
-        self._drained: threading.Event | None = None  # somebody waits in drain()
+        self._rested = threading.Condition(self._lock)  # no work runs or waits
+        self._short_until = 0.0  # the system had no thread left: until then none is given up that works
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -58,22 +60,14 @@ class Workers(ThreadPoolExecutor):
             self._waiting.append(task)
             if len(self._all) < self._min:
                 self._hire()
-                return future
-            if self._pressed.is_set():
-                return future
-            if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="workers-watcher", daemon=True)
-                self._watcher.start()
-            self._pressed.set()
+            if self._waiting and not self._pressed.is_set():
+                self._press()
         return future
 
     def drain(self, timeout: float) -> bool:
         """Wait until no work runs or waits, at most timeout seconds; whether it was so."""
-        with self._lock:
-            if len(self._resting) == len(self._all):
-                return True
-            drained = self._drained = threading.Event()
-        return drained.wait(timeout)
+        with self._rested:
+            return self._rested.wait_for(lambda: len(self._resting) == len(self._all) and not self._waiting, timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work; by default, wait until what was taken is done."""
@@ -87,30 +81,43 @@ class Workers(ThreadPoolExecutor):
                 worker.give(None)
             self._resting.clear()
         self._pressed.set()  # lets the watcher end
-        while wait and self._all:
-            for worker in self._all.copy():
-                worker.thread.join()
+        while wait:
+            with self._lock:
+                running = next(iter(self._all), None)
+            if running is None:
+                break
+            running.thread.join()
+            self._leave(running)
 
     def _hire(self) -> None:
-        """Start a thread, for the first of the waiting work. Called with the lock held."""
+        """Start a thread for the first of the waiting work, if the system has one left. Called with the lock held."""
         # The ends of those that start together are spread, so that never many are missed at a time.
         worker = _Worker(self, time.monotonic() + self._idle * (1 + len(self._all) % 16 / 16))
         try:
             worker.thread.start()
-        except RuntimeError:  # the system has no thread left: the work waits for those there are
-            if not self._all:
-                self._waiting.clear()
-                raise
+        except RuntimeError:  # the work waits for the threads that there are, or for the next try
+            self._short_until = time.monotonic() + self._idle
             return
         worker.give(self._waiting.popleft())
         self._all.add(worker)
 
+    def _press(self) -> None:
+        """Have the watcher watch the waiting work. Called with the lock held."""
+        if self._watcher is None:
+            watcher = threading.Thread(target=self._watch, name="workers-watcher", daemon=True)
+            try:
+                watcher.start()
+            except RuntimeError:  # tried again with the next work
+                return
+            self._watcher = watcher
+        self._pressed.set()
+
     def _watch(self) -> None:
         """Double the threads whenever work has waited although more threads would help.
 
-        They do if for the pool's patience none of the work was taken up and the process was idle: handlers wait.
-        While they compute, more threads only slow them down, so then it is four times as long: until none was taken
-        up because they compute for long, or the process was idle for most of it because they wait briefly.
+        At once if for the pool's patience none of the work was taken up and the process was idle, unless the whole
+        machine paused. Else handlers may be computing, and more threads only slow them down: so that is judged over
+        four times as long, and more threads help if the process was idle for most of it, or if each handler took long.
         """
         looks = 0
         while not self._closed or self._waiting:
@@ -123,12 +130,10 @@ class Workers(ThreadPoolExecutor):
             time.sleep(self._patience)
             now = self._look()
             looks += 1
-            if now.time - look.time > 2 * self._patience and look.idle_until(now):
-                looks = 0  # the machine slept, not the handlers
-                continue
-            grow = look.idle_until(now) and look.taken == now.taken
+            paused = now.time - look.time > 2 * self._patience
+            grow = look.idle_until(now) and look.taken == now.taken and not paused
             if looks == 4:
-                grow = grow or first.idle_until(now) or first.taken == now.taken
+                grow = grow or first.idle_until(now) or now.taken - first.taken < 2 * len(self._all)
                 looks = 0
             with self._lock:
                 if not self._waiting:
@@ -143,7 +148,7 @@ class Workers(ThreadPoolExecutor):
     def _next(self, worker: "_Worker") -> _Task | None:
         """The worker's next task, waited for; None when its thread shall end."""
         with self._lock:
-            old = time.monotonic() > worker.end and len(self._all) > self._min
+            old = time.monotonic() > max(worker.end, self._short_until) and len(self._all) > self._min
             if not old and self._waiting:
                 self._taken += 1
                 return self._waiting.popleft()
@@ -151,8 +156,8 @@ class Workers(ThreadPoolExecutor):
                 self._all.discard(worker)  # at once, so that others count right
             else:
                 self._resting.append(worker)
-            if self._drained and len(self._resting) == len(self._all):
-                self._drained.set()
+            if len(self._resting) == len(self._all):
+                self._rested.notify_all()
             if worker not in self._all:
                 return None
         if not worker.wait(self._idle if len(self._all) > self._min else -1):
@@ -167,6 +172,8 @@ class Workers(ThreadPoolExecutor):
     def _leave(self, worker: "_Worker") -> None:
         with self._lock:
             self._all.discard(worker)
+            if len(self._resting) == len(self._all):
+                self._rested.notify_all()
 
 
 class _Look(NamedTuple):
@@ -199,20 +206,22 @@ class _Worker:
         return self._given.acquire(timeout=timeout)
 
     def _run(self, pool: Workers) -> None:
-        self.wait(-1)
-        task = self.task
-        while task is not None:
-            future, fn, args, kwargs = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = fn(*args, **kwargs)
-                except BaseException as error:  # the future carries it, as in concurrent.futures
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-                    del result
-            # Nothing of a finished task, a request of 64 MiB say, is kept while the thread rests.
-            del task, future, fn, args, kwargs
-            self.task = None
-            task = pool._next(self)
-        pool._leave(self)
+        try:
+            self.wait(-1)
+            task = self.task
+            while task is not None:
+                future, fn, args, kwargs = task
+                if future.set_running_or_notify_cancel():
+                    try:
+                        result = fn(*args, **kwargs)
+                    except BaseException as error:  # the future carries it, as in concurrent.futures
+                        future.set_exception(error)
+                    else:
+                        future.set_result(result)
+                        del result
+                # Nothing of a finished task, a request of 64 MiB say, is kept while the thread rests.
+                del task, future, fn, args, kwargs
+                self.task = None
+                task = pool._next(self)
+        finally:
+            pool._leave(self)

@@ -1,6 +1,7 @@
 """AutoMTLS: who holds the host's key is served, and nobody else; and what becomes of the TLS terminator."""
 
 import base64
+import contextlib
 import datetime
 import os
 import random
@@ -278,6 +279,27 @@ def test_a_thousand_connections_at_once(world: World) -> None:
     finally:
         for connection in crowd:
             connection.close()
+
+
+def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
+    host = probe.start(world, **MTLS)
+    port = port_of(host)
+    (terminator,) = (process for process in world.plugins() if process.pid != world.plugin().pid)
+
+    def refused(times: int) -> int:
+        """Bytes that the TLS terminator holds after that."""
+        for _ in range(times):
+            with socket.create_connection(("127.0.0.1", port), timeout=15) as connection:
+                connection.sendall(b"\x16\x03\x01\x3e\x80" + bytes(16000))  # the beginning of a hello
+                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionError):
+                    while connection.recv(4096):
+                        pass
+        rss: int = terminator.memory_info().rss
+        return rss
+
+    before = refused(100)
+    assert refused(400) - before < 10_000_000
 
 
 def test_mutated_hellos(world: World) -> None:

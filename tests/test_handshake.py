@@ -109,7 +109,7 @@ def test_started_by_a_person(world: World, value: str | None) -> None:
     text = err.decode()
     assert (process.returncode, out) == (1, b"")
     assert "This program is a plugin" in text
-    assert 'KV_PLUGIN="python plugin.py" go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
+    assert 'KV_PLUGIN="python plugin.py"\n    go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
     assert "Traceback" not in text
     assert len(text.splitlines()) < 13
 

@@ -1,5 +1,6 @@
 """The thread pool by itself, and in the plugin with a Go host."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -128,6 +129,59 @@ def test_drain(workers: Workers) -> None:
     assert not workers.drain(0.05)
     assert workers.drain(10)
     assert work.done()
+
+
+def test_drains_together_and_after_shutdown(workers: Workers) -> None:
+    workers.submit(time.sleep, 0.3)
+    other = Workers(2, 2)
+    both = [other.submit(workers.drain, 10) for _ in range(2)]
+    assert all(future.result() for future in both)
+    other.shutdown(wait=False)
+    assert other.drain(10)
+
+
+def test_growth_beside_what_computes(workers: Workers) -> None:
+    """A native thread keeps a processor busy: the handlers wait all the same."""
+    stop = threading.Event()
+
+    def compute() -> None:
+        data = bytes(2**20)
+        while not stop.is_set():
+            hashlib.sha256(data)  # without the GIL
+
+    native = threading.Thread(target=compute)
+    native.start()
+    try:
+        for future in [workers.submit(time.sleep, 0.015) for _ in range(300)]:
+            future.result()
+        assert threads() > 16
+    finally:
+        stop.set()
+        native.join()
+
+
+@pytest.mark.parametrize("fails", ["worker", "workers-watcher"])
+def test_a_thread_that_cannot_start_is_tried_again(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    failed: list[threading.Thread] = []
+
+    def start_later(thread: threading.Thread) -> None:
+        if thread.name == fails and not failed:
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    pool = Workers(2, 8)
+    barrier = threading.Barrier(4)  # all four must run at the same time
+    done = []
+    for _ in range(4):
+        done.append(pool.submit(barrier.wait, 20))
+        time.sleep(0.02)
+    for future in done:
+        future.result()
+    assert failed
+    pool.shutdown()
 
 
 def test_no_thread_left_in_the_system(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
