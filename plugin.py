@@ -98,7 +98,7 @@ def main() -> None:
     # What go-plugin gives every plugin in Go: Shutdown, stdio, broker, reflection.
     plugin.add_to_server(server)
 
-    # 4. Output the handshake information, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
+    # 4. Listen, and output the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
     #    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL
     print(plugin.listen(server), file=plugin.stdout, flush=True)
     plugin.wait()

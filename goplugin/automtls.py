@@ -1,4 +1,4 @@
-"""AutoMTLS: only the host that started us can call us; mirrors go-plugin's mtls.go, server.go and client.go.
+"""AutoMTLS: no other user can call the plugin, only its host; mirrors go-plugin's mtls.go, server.go and client.go.
 
 Host and plugin each make a certificate, and each trusts the other's alone. The host's has a P-521 key, which grpcio's
 own TLS (BoringSSL) cannot verify; so TLS ends in front of grpc, in a process of its own: see terminator.py.

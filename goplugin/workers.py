@@ -133,7 +133,8 @@ class Workers(ThreadPoolExecutor):
             paused = now.time - look.time > 2 * self._patience
             grow = look.idle_until(now) and look.taken == now.taken and not paused
             if looks == 4:
-                grow = grow or first.idle_until(now) or now.taken - first.taken < 2 * len(self._all)
+                # Few for few threads; many threads that compute take up no more than few do.
+                grow = grow or first.idle_until(now) or now.taken - first.taken < 2 * min(len(self._all), 8)
                 looks = 0
             with self._lock:
                 if not self._waiting:

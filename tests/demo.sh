@@ -16,4 +16,4 @@ echo "\$ export KV_PROTO=$KV_PROTO KV_PLUGIN=\"$KV_PLUGIN\""
 kv put hello world
 kv get hello
 echo
-echo "By hand: the lines after \$, in this order. The value is in the file demo/kv_hello."
+echo "Type the lines after \$ to do it by hand. The value is in the file demo/kv_hello."

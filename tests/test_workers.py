@@ -154,7 +154,7 @@ def test_growth_beside_what_computes(workers: Workers) -> None:
     try:
         for future in [workers.submit(time.sleep, 0.015) for _ in range(300)]:
             future.result()
-        assert threads() > 16
+        assert threads() >= 16
     finally:
         stop.set()
         native.join()
