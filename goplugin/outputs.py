@@ -1,103 +1,146 @@
-"""Where output goes, from the first import on: the host's stdout is for the handshake line alone.
+"""Where output goes, from `import goplugin` on: the host's stdout is for the handshake line alone.
 
-File descriptor 1 becomes the real stderr, which the host logs; so C libraries and child processes cannot break the
-handshake, nor block later on a pipe that nobody reads. sys.stdout and sys.stderr go there too until the plugin serves,
-and then to the host's SyncStdout and SyncStderr (see stdio.py).
-
-It needs nothing but the standard library, because it must run before `import grpc`.
+File descriptor 1 becomes stderr, which the host logs. So C libraries and child processes can neither break the
+handshake nor block later on a pipe that nobody reads. sys.stdout and sys.stderr go there too until the plugin serves,
+and then to the host's SyncStdout and SyncStderr (see services/stdio.py).
 """
 
+import contextlib
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
+
+from goplugin.companion import frames
 
 STDOUT, STDERR = 1, 2  # file descriptors
 
 Write = Callable[[int, bytes], None]
 
-_host_stdout: TextIO | None = None
+host_stdout = host_stderr = -1  # our own descriptors of the host's pipes, once they are taken
+exit_text = ""  # what sys.exit("text") said, as the interpreter printed it at the end of main()
+
+_framed = False  # whether file descriptor 2 is the companion's pipe
+_handshake = b""  # the line that step 4 has still to print
+_after_handshake: Write | None = None
+_handshake_printed = False
 _streams: list["_TextStream"] = []
 
 
-def take_stdout() -> TextIO:
-    """The host's end of stdout, for the handshake line; from the first call on nothing else reaches it."""
-    global _host_stdout
-    if _host_stdout:
-        return _host_stdout
+def take() -> None:
+    """Keep the host's stdout and stderr to ourselves. From now on nothing reaches that stdout by accident."""
+    global host_stdout, host_stderr
     while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        pass  # the process was started with one of the three closed: whatever is opened next would take its place
+        pass  # started with one of the three closed: whatever is opened next would take its place
     os.close(fd)
-    # Not inheritable: a child that lives on would keep the host waiting for the end of this pipe.
-    _host_stdout = os.fdopen(os.dup(STDOUT), "w", encoding="utf-8", newline="\n")
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_leave_to_parent)
+    # Not inheritable: a child that lives on would keep the host waiting for the end of these pipes.
+    host_stdout, host_stderr = os.dup(STDOUT), os.dup(STDERR)
     os.dup2(STDERR, STDOUT)
     _streams[:] = sys.stdout, sys.stderr = _TextStream(STDOUT), _TextStream(STDERR)
-    return _host_stdout
 
 
-def host_stdout() -> TextIO:
-    """Where the handshake line goes: what take_stdout() kept, or else stdout as it is."""
-    return _host_stdout or sys.stdout
+def leave_to_parent() -> None:
+    """In a child by fork without exec: the host's pipes, and the stream to the host, are the parent's."""
+    redirect(None)
+    for fd in (host_stdout, host_stderr):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def send_stderr_to(fd: int, *, framed: bool) -> None:
+    """Let stderr, and with it stdout, lead to fd. framed: it is the companion's pipe, and understands frames."""
+    global _framed
+    os.dup2(fd, STDERR)
+    os.dup2(fd, STDOUT)
+    _framed = framed
 
 
 def redirect(write: Write | None) -> None:
-    """Have sys.stdout and sys.stderr call write(STDOUT or STDERR, data); None: the real stderr, as at first."""
+    """Have sys.stdout and sys.stderr call write(STDOUT or STDERR, data); None: stderr again, as at first."""
     for stream in _streams:
         stream.binary.redirected = write
 
 
-def _leave_to_parent() -> None:
-    """In a child by fork without exec: the host's pipe, and the stream to the host, are the parent's."""
-    redirect(None)
-    if _host_stdout:
-        _host_stdout.close()
+def write_record(record: bytes) -> None:
+    """Write a log record, a line of ASCII, so that it arrives whole whatever else writes to stderr meanwhile."""
+    # Nobody reads the log of a plugin that has outlived its host: that must not stop it.
+    with contextlib.suppress(OSError):
+        for piece in frames.encode(record) if _framed else [record]:
+            _write_all(STDERR, piece)
 
 
-def silence() -> None:
-    """Let file descriptors 1 and 2 lead nowhere: who writes to a pipe that has no reader fails, or is killed."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, STDOUT)
-    os.dup2(null, STDERR)
-    os.close(null)
+def expect_handshake(line: str, then: Write) -> None:
+    """Pass this line on to the host's stdout when it is printed, and all that is printed after it to `then`."""
+    global _handshake, _after_handshake
+    _handshake, _after_handshake = line.encode(), then
+
+
+def handshake_is_missing() -> bool:
+    """Whether the line has not been printed yet."""
+    return not _handshake_printed
+
+
+def tell_host(reason: str) -> None:
+    """Write one line to the host's stdout instead of the handshake line: the host quotes it in its own error."""
+    global _handshake_printed
+    if host_stdout >= 0 and not _handshake_printed:
+        _handshake_printed = True
+        with contextlib.suppress(OSError):
+            os.write(host_stdout, f"goplugin: {reason.strip().splitlines()[0][:500]}\n".encode(errors="replace"))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:  # a child that shares it has set O_NONBLOCK
+            select.select([], [fd], [])
 
 
 class _BinaryStream(io.RawIOBase):
     """sys.stdout.buffer or sys.stderr.buffer; keeps nothing back."""
 
     mode = "wb"
-    _line_is_blank = True  # of the line that the real stderr is in, whichever stream wrote it
 
     def __init__(self, fd: int) -> None:
         self.redirected: Write | None = None
         self.name = "<stdout>" if fd == STDOUT else "<stderr>"
         self._fd = fd
+        self._drop_newline = False
 
     def write(self, data: Any) -> int:
         data = memoryview(data).tobytes()
-        if self.redirected:
-            self.redirected(self._fd, data)
-        else:
-            os.write(STDERR, self._not_json(data))
+        rest = self._take_handshake(data) if self._fd == STDOUT else data
+        if rest and self.redirected:
+            self.redirected(self._fd, rest)
+        elif rest:
+            _write_all(STDERR, rest)
         return len(data)
 
-    def _not_json(self, data: bytes) -> bytes:
-        """The data, with "> " before what could be read as a record: {"@timestamp": 1}, say, would end the host."""
-        lines = data.split(b"\n")
-        for number, line in enumerate(lines):
-            blank = number > 0 or _BinaryStream._line_is_blank
-            if blank and line.lstrip().startswith(b"{"):
-                lines[number] = b"> " + line
-            _BinaryStream._line_is_blank = blank and not line.strip()
-        return b"\n".join(lines)
+    def _take_handshake(self, data: bytes) -> bytes:
+        """Pass the handshake line on to the host; return the data without it."""
+        global _handshake, _handshake_printed
+        if self._drop_newline:  # print() writes the text and the line's end one after the other
+            self._drop_newline = False
+            return data.removeprefix(b"\n")
+        if not _handshake or _handshake not in data:
+            return data
+        before, _, after = data.partition(_handshake)
+        self._drop_newline = not after
+        if not _handshake_printed:
+            _handshake_printed = True
+            os.write(host_stdout, _handshake + b"\n")
+            redirect(_after_handshake)
+        _handshake = b""
+        return before + after.removeprefix(b"\n")
 
     def writable(self) -> bool:
         return True
 
     def fileno(self) -> int:
-        """For child processes and faulthandler: the real stderr, by the number that this stream is known by."""
+        """For child processes and faulthandler: stderr, by the number that this stream is known by."""
         return self._fd
 
 
@@ -109,3 +152,14 @@ class _TextStream(io.TextIOWrapper):
         raw: Any = self.binary
         # backslashreplace: print must not raise for what UTF-8 cannot express.
         super().__init__(raw, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+
+    def write(self, text: str) -> int:
+        global exit_text
+        if self.binary.fileno() == STDERR:
+            try:
+                sys._getframe(1)
+            except ValueError:
+                # No Python code is running: the interpreter itself prints what was given to sys.exit(). See log.py.
+                exit_text += text
+                return len(text)
+        return super().write(text)

@@ -1,228 +1,178 @@
 """A thread pool for grpc.server: few threads for handlers that compute, many for handlers that wait.
 
-It knows nothing of plugins and can be copied into any gRPC server. Python runs one thread at a time, so handlers
-that compute are fastest on few threads; handlers that wait (for a cloud API, a disk) each need a thread. So the pool
-starts small and grows only when work waits and more threads would help.
+It knows nothing of plugins and can be copied into any gRPC server.
+
+Guarantees:
+
+- The first min_threads threads exist when the constructor returns, and stay until shutdown().
+- Accepted work is done, unless shutdown(cancel_futures=True) cancels it. If the system has no thread left, work waits
+  for the threads that exist, and the pool tries to grow again as long as work waits.
+- Handlers that wait for each other get as many threads as they need, up to max_threads.
+- No thread is started while there are as many threads as tasks.
+- An idle thread sleeps until there is work, or until its life is over. While no work waits, nothing polls.
+- All threads are daemons: a handler that never returns does not keep the process alive.
+
+Theory of operation. Python runs one thread at a time. More threads make short handlers slower, because each call then
+needs more switches between threads: four threads handle 0.8 of the calls that two handle, sixteen 0.7. But a handler
+that waits, for a cloud API or a disk, needs a thread for as long as it waits. The pool cannot ask a handler which kind
+it is. So it starts small, and while work waits, a watcher looks every 10 ms whether to grow. The rule is in _growth().
+
+The pool never asks whether it has too many threads. Each thread above min_threads lives for 10 to 20 s and then ends,
+busy or not. If it is still needed, the rule starts another.
 """
 
+import contextlib
+import math
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
+
+# Seconds between two looks. Growth from 2 to 64 threads takes five looks. A shorter look would mistake a pause of the
+# machine for an idle process; a longer one keeps handlers waiting.
+LOOK = 0.01
+
+# The process is idle if it uses less than this share of one processor. Measured: two threads with short handlers use
+# 0.9 and more. Eight threads with handlers that sleep 4 ms use 0.6, and sixteen threads then handle 1.6 times as much.
+IDLE = 0.7
+
+# Handlers are short if each thread begins at least this many per look: one per millisecond. Such handlers do not wait
+# for anything, so if the process seems idle, the system did not let it run.
+SHORT = 10
+
+# Work is not stuck if this many tasks begin per look, 800 per second, however many threads there are. Without this
+# limit, growth would never end: threads that compute share one processor, so each begins fewer the more there are.
+STUCK = 8
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
+def _growth(threads: int, begun: int, idle: bool) -> int:
+    """How many threads to add, if work waits and so many tasks began since the last look."""
+    if idle and begun < threads * SHORT:
+        return threads  # the handlers wait: double
+    if begun < min(threads, STUCK):
+        return 1  # Handlers are long, or something else computes. One at a time, in case the handlers compute.
+    return 0  # short handlers keep the processor busy
+
+
 class Workers(ThreadPoolExecutor):
-    """An Executor that grows when work waits and shrinks when it does not.
+    """An Executor that grows when work waits, and shrinks with time. It is a subclass because grpc checks for that.
 
-    It is a ThreadPoolExecutor by name alone, because grpc asks for that class.
+    min_threads: started by the constructor, and kept. max_threads: more work than that waits in a queue.
+    life: seconds that a thread above min_threads lives. The later ones of many live longer, up to twice as long, so
+    that they do not all end at once.
 
-    min_threads: kept, once started. max_threads: more work than that waits in a queue.
-    patience: seconds that work waits, none of it being taken up, before the pool grows.
-    idle: seconds after which a thread above min_threads ends for want of work. One that always has work ends after
-    once to twice as long: if more threads do not help any more, there are soon fewer, and if they do, another starts.
-
-    Its threads are daemons: a handler that never returns does not keep the process alive. It takes up memory until it
-    is shut down, or the process ends.
+    The constructor raises RuntimeError if the system has no thread left.
     """
 
-    def __init__(
-        self, min_threads: int = 2, max_threads: int = 512, *, patience: float = 0.005, idle: float = 10.0
-    ) -> None:
+    def __init__(self, min_threads: int = 2, max_threads: int = 512, *, life: float = 10.0) -> None:
         if not 0 < min_threads <= max_threads:
             raise ValueError(f"Workers needs 0 < min_threads <= max_threads, not {min_threads} and {max_threads}")
         super().__init__(max_threads)
-        self._min, self._max, self._patience, self._idle = min_threads, max_threads, patience, idle
-        self._lock = threading.Lock()
-        self._waiting: deque[_Task] = deque()
-        self._resting: list[_Worker] = []  # a stack: the last to rest is the first to work, so the others can end
-        self._all: set[_Worker] = set()
-        self._taken = 0  # tasks taken up so far; only ever compared
-        self._pressed = threading.Event()  # work waits: somebody must watch whether it is taken up
-        self._watcher: threading.Thread | None = None
-        self._rested = threading.Condition(self._lock)  # no work runs or waits
-        self._short_until = 0.0  # the system had no thread left: until then none is given up that works
+        self._max, self._life, self._pid = max_threads, life, os.getpid()
+        self._lock = threading.Lock()  # guards the following
+        self._queue: deque[_Task] = deque()
+        self._wanted = threading.Condition(self._lock)  # idle threads wait for it: there is work, or shutdown
+        self._crowded = threading.Event()  # there are more tasks than threads: the watcher looks
+        self._begun = 0  # tasks that ever left the queue
+        self._unfinished = 0  # tasks that wait or run
+        self._finished = threading.Condition(self._lock)  # notified when one is done
+        self._all: set[threading.Thread] = set()
         self._closed = False
+        try:
+            for _ in range(min_threads):
+                self._hire(math.inf)
+            threading.Thread(target=self._watch, name="workers-watcher", daemon=True).start()
+        except RuntimeError as error:
+            self.shutdown()
+            raise RuntimeError(f"Workers cannot start {min_threads} threads and their watcher: {error}") from error
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run fn(*args, **kwargs) in a thread of the pool; RuntimeError after shutdown."""
+        """Run fn(*args, **kwargs) in a thread of the pool. RuntimeError after shutdown, and in a forked child."""
+        if os.getpid() != self._pid:
+            raise RuntimeError("cannot schedule new futures in a forked child: the threads are its parent's")
         future: Future[Any] = Future()
-        task = (future, fn, args, kwargs)
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if self._resting:
-                self._resting.pop().give(task)
-                return future
-            self._waiting.append(task)
-            if len(self._all) < self._min:
-                self._hire()
-            if self._waiting and not self._pressed.is_set():
-                self._press()
+            self._queue.append((future, fn, args, kwargs))
+            self._unfinished += 1
+            self._wanted.notify()
+            if self._unfinished > len(self._all) and not self._crowded.is_set():
+                self._crowded.set()
         return future
 
     def drain(self, timeout: float) -> bool:
-        """Wait until no work runs or waits, at most timeout seconds; whether it was so."""
-        with self._rested:
-            return self._rested.wait_for(lambda: len(self._resting) == len(self._all) and not self._waiting, timeout)
+        """Wait until no work runs or waits, at most timeout seconds. False if there still is some."""
+        with self._finished:
+            return self._finished.wait_for(lambda: not self._unfinished, timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work; by default, wait until what was taken is done."""
+        """Accept no more work. By default, return when all accepted work is done."""
         with self._lock:
             self._closed = True
-            if cancel_futures:
-                for task in self._waiting:
-                    task[0].cancel()
-                self._waiting.clear()
-            for worker in self._resting:
-                worker.give(None)
-            self._resting.clear()
-        self._pressed.set()  # lets the watcher end
-        while wait:
-            with self._lock:
-                running = next(iter(self._all), None)
-            if running is None:
-                break
-            running.thread.join()
-            self._leave(running)
+            waiting = list(self._queue)
+            self._wanted.notify_all()
+            self._crowded.set()  # lets the watcher end
+        for future, *_ in waiting if cancel_futures else ():
+            future.cancel()
+        while wait and self._all:
+            for thread in self._all.copy():
+                thread.join()
 
-    def _hire(self) -> None:
-        """Start a thread for the first of the waiting work, if the system has one left. Called with the lock held."""
-        # The ends of those that start together are spread, so that never many are missed at a time.
-        worker = _Worker(self, time.monotonic() + self._idle * (1 + len(self._all) % 16 / 16))
-        try:
-            worker.thread.start()
-        except RuntimeError:  # the work waits for the threads that there are, or for the next try
-            self._short_until = time.monotonic() + self._idle
-            return
-        worker.give(self._waiting.popleft())
-        self._all.add(worker)
-
-    def _press(self) -> None:
-        """Have the watcher watch the waiting work. Called with the lock held."""
-        if self._watcher is None:
-            watcher = threading.Thread(target=self._watch, name="workers-watcher", daemon=True)
-            try:
-                watcher.start()
-            except RuntimeError:  # tried again with the next work
-                return
-            self._watcher = watcher
-        self._pressed.set()
+    def _hire(self, life: float) -> None:
+        """Start a thread. RuntimeError if the system has none left."""
+        thread = threading.Thread(target=self._work, args=(time.monotonic() + life,), name="worker", daemon=True)
+        with self._lock:  # the thread needs it first, so it cannot leave before it is counted
+            thread.start()
+            self._all.add(thread)
 
     def _watch(self) -> None:
-        """Double the threads whenever work has waited although more threads would help.
-
-        At once if for the pool's patience none of the work was taken up and the process was idle, unless the whole
-        machine paused. Else handlers may be computing, and more threads only slow them down: so that is judged over
-        four times as long, and more threads help if the process was idle for most of it, or if each handler took long.
-        """
-        looks = 0
-        while not self._closed or self._waiting:
-            if not self._pressed.is_set():
-                self._pressed.wait()
-                looks = 0
-            look = self._look()
-            if looks == 0:
-                first = look
-            time.sleep(self._patience)
-            now = self._look()
-            looks += 1
-            paused = now.time - look.time > 2 * self._patience
-            grow = look.idle_until(now) and look.taken == now.taken and not paused
-            if looks == 4:
-                # Few for few threads; many threads that compute take up no more than few do.
-                grow = grow or first.idle_until(now) or now.taken - first.taken < 2 * min(len(self._all), 8)
-                looks = 0
+        """While work waits, look every 10 ms whether more threads would help."""
+        while not self._closed or self._queue:
+            self._crowded.wait()
+            begun, wall, cpu = self._begun, time.monotonic(), time.process_time()
+            time.sleep(LOOK)
+            idle = time.process_time() - cpu < IDLE * (time.monotonic() - wall)
             with self._lock:
-                if not self._waiting:
-                    self._pressed.clear()
-                elif grow:
-                    for _ in range(min(len(self._all), len(self._waiting), self._max - len(self._all))):
-                        self._hire()
+                threads = len(self._all)
+                wanted = min(self._unfinished, self._max, threads + _growth(threads, self._begun - begun, idle))
+                if self._unfinished <= threads:
+                    self._crowded.clear()
+            with contextlib.suppress(RuntimeError):  # none left: the next look tries again
+                for number in range(threads, wanted):
+                    self._hire(self._life * (1 + number / self._max))
 
-    def _look(self) -> "_Look":
-        return _Look(time.monotonic(), time.process_time(), self._taken)
-
-    def _next(self, worker: "_Worker") -> _Task | None:
-        """The worker's next task, waited for; None when its thread shall end."""
-        with self._lock:
-            old = time.monotonic() > max(worker.end, self._short_until) and len(self._all) > self._min
-            if not old and self._waiting:
-                self._taken += 1
-                return self._waiting.popleft()
-            if old or self._closed:
-                self._all.discard(worker)  # at once, so that others count right
-            else:
-                self._resting.append(worker)
-            if len(self._resting) == len(self._all):
-                self._rested.notify_all()
-            if worker not in self._all:
-                return None
-        if not worker.wait(self._idle if len(self._all) > self._min else -1):
-            with self._lock:
-                if worker in self._resting and len(self._all) > self._min:
-                    self._resting.remove(worker)
-                    self._all.discard(worker)
-                    return None
-            worker.wait(-1)  # given a task in the last moment, or needed after all
-        return worker.task
-
-    def _leave(self, worker: "_Worker") -> None:
-        with self._lock:
-            self._all.discard(worker)
-            if len(self._resting) == len(self._all):
-                self._rested.notify_all()
-
-
-class _Look(NamedTuple):
-    """What the watcher sees: the time, and the processor time used so far, in seconds; how many tasks were taken up."""
-
-    time: float
-    cpu: float
-    taken: int
-
-    def idle_until(self, later: "_Look") -> bool:
-        """Whether less than half a processor was used in between."""
-        return later.cpu - self.cpu < (later.time - self.time) / 2
-
-
-class _Worker:
-    """One thread, and the place where it is given its next task. end: when, by time.monotonic(), it is old."""
-
-    def __init__(self, pool: Workers, end: float) -> None:
-        self.end = end
-        self.task: _Task | None = None
-        self._given = threading.Lock()
-        self._given.acquire()
-        self.thread = threading.Thread(target=self._run, args=(pool,), name="worker", daemon=True)
-
-    def give(self, task: _Task | None) -> None:
-        self.task = task
-        self._given.release()
-
-    def wait(self, timeout: float) -> bool:
-        return self._given.acquire(timeout=timeout)
-
-    def _run(self, pool: Workers) -> None:
+    def _work(self, end: float) -> None:
+        """Run tasks in the calling thread until its life ends, at `end` by time.monotonic()."""
         try:
-            self.wait(-1)
-            task = self.task
-            while task is not None:
+            while task := self._next(end):
                 future, fn, args, kwargs = task
-                if future.set_running_or_notify_cancel():
-                    try:
-                        result = fn(*args, **kwargs)
-                    except BaseException as error:  # the future carries it, as in concurrent.futures
-                        future.set_exception(error)
-                    else:
-                        future.set_result(result)
-                        del result
-                # Nothing of a finished task, a request of 64 MiB say, is kept while the thread rests.
+                try:
+                    if future.set_running_or_notify_cancel():
+                        future.set_result(fn(*args, **kwargs))
+                except BaseException as error:  # the future carries it, as in concurrent.futures
+                    future.set_exception(error)
+                # Keep nothing of a finished task, a request of 64 MiB say, while the thread rests.
                 del task, future, fn, args, kwargs
-                self.task = None
-                task = pool._next(self)
+                with self._finished:
+                    self._unfinished -= 1
+                    self._finished.notify_all()
         finally:
-            pool._leave(self)
+            with self._lock:
+                self._all.discard(threading.current_thread())
+                self._crowded.set()  # perhaps now; and after shutdown, the watcher can end
+
+    def _next(self, end: float) -> _Task | None:
+        """The calling thread's next task, waited for. None when the thread must end."""
+        with self._wanted:
+            left = min(end - time.monotonic(), threading.TIMEOUT_MAX)
+            self._wanted.wait_for(lambda: self._queue or self._closed, left)
+            if left <= 0 or not self._queue:
+                return None
+            self._begun += 1
+            return self._queue.popleft()

@@ -1,7 +1,10 @@
-# What `make demo` shows: go-plugin's own KV command puts and gets through plugin.py, in a folder of its own.
+# What `make demo` shows: go-plugin's own KV command puts and gets a value through plugin.py, in a folder of its own.
 set -e
 host=github.com/hashicorp/go-plugin/examples/grpc@v1.8.0
 export KV_PROTO=grpc KV_PLUGIN="python ../plugin.py"
+
+# On stderr: stdout is what README shows.
+echo "Building go-plugin's KV host; the first time this takes about a minute ..." >&2
 
 mkdir -p demo
 cd demo

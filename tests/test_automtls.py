@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kv import SUFFIX, get, put
 from test_handshake import HOSTS_VARIABLES, end, line
 
-from goplugin import automtls
+from goplugin.companion import tls
 
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 MTLS: dict[str, Any] = {"auto_mtls": True}
@@ -103,7 +103,7 @@ def test_strangers_in_go(world: World, who: str) -> None:
         "P-256": "self.signed certificate",
         "P-521": "self.signed certificate",
     }
-    assert host.logged("refused a caller from 127.0.0.1", **{"@level": "warn", "@module": "goplugin.automtls"})
+    assert host.logged("refused a caller from 127.0.0.1", **{"@level": "warn", "@module": "goplugin.companion"})
     time.sleep(0.2)
     (refusal,) = refusals(host)
     assert re.search(reasons[who], refusal)
@@ -204,7 +204,8 @@ def test_an_unreadable_client_cert_is_an_error(world: World, client_cert: str) -
 def test_without_auto_mtls_nothing_of_it_is_started(world: World) -> None:
     world.started()
     assert len(world.plugins()) == 1
-    code = "import sys, plugin; print('imported:', {'cryptography', 'goplugin.relay'} & set(sys.modules))"
+    look = "{'cryptography', 'goplugin.companion.relay'} & set(sys.modules)"
+    code = f"import sys, plugin; print('imported:', {look})"
     process = world.run(sys.executable, "-c", code, env={**world.env, **HOSTS_VARIABLES})
     assert process.communicate(timeout=10) == (b"", b"imported: set()\n")
     maps = Path(f"/proc/{world.plugin().pid}/maps").read_text()
@@ -229,16 +230,16 @@ def test_nothing_else_listens(world: World) -> None:
 
 def test_the_key_is_on_disk_only_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    load = automtls._contexts
+    load = tls._contexts
 
     def look(certificate: str, key: str, **trusted: Any) -> Any:
         seen.append((stat.S_IMODE(os.stat(key).st_mode), "PRIVATE KEY" in Path(key).read_text()))
         return load(certificate, key, **trusted)
 
-    monkeypatch.setattr(automtls, "_contexts", look)
+    monkeypatch.setattr(tls, "_contexts", look)
     umask = os.umask(0)
     try:
-        automtls.auto_mtls_contexts(certificate_in(make_certificate(tmp_path, "host")), str(tmp_path))
+        tls.auto_mtls_contexts(certificate_in(make_certificate(tmp_path, "host")), str(tmp_path))
     finally:
         os.umask(umask)
     assert seen == [(0o600, True)]

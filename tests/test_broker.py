@@ -15,7 +15,7 @@ import probe
 import pytest
 from conftest import PLUGINS, CallError, Host, World, eventually
 
-from goplugin import host_pb2
+from goplugin.services import host_pb2
 
 ALSO_WITH_AUTO_MTLS = True
 

@@ -97,40 +97,30 @@ func (o *opened) wait(flight int) (answer, error) {
 	return answer{"seconds": seconds}, failed
 }
 
-// memory adds up what the process and all that descend from it hold. resident counts a page as often as there are
-// processes that share it, proportional once.
-func memory(pid int) (answer, error) {
-	parents := map[int]int{}
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+// memory adds up what all processes of a plugin hold: those whose environment has its mark. Descent would not find all
+// of them, because a process that is forked twice has no parent in the plugin. resident counts a page once for each
+// process that shares it, proportional counts it once.
+func memory(mark string) (answer, error) {
+	environments, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
 		return nil, err
 	}
-	for _, stat := range stats {
-		data, err := os.ReadFile(stat)
-		if err != nil {
-			continue // it ended since
-		}
-		child, _ := strconv.Atoi(strings.Split(stat, "/")[2])
-		// pid (name) state parent ...; the name may hold anything.
-		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-		parents[child], _ = strconv.Atoi(fields[1])
-	}
 	var resident, proportional, processes int
-	for process := range parents {
-		ancestor := process
-		for ancestor != pid && ancestor > 1 {
-			ancestor = parents[ancestor]
+	for _, environment := range environments {
+		data, err := os.ReadFile(environment)
+		if err != nil || !slices.Contains(strings.Split(string(data), "\x00"), mark) {
+			continue // it has ended, or is another's
 		}
-		if ancestor != pid {
-			continue
-		}
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", process))
+		data, err = os.ReadFile(filepath.Join(filepath.Dir(environment), "smaps_rollup"))
 		if err != nil {
 			return nil, err
 		}
 		resident += kibibytes(data, "Rss:")
 		proportional += kibibytes(data, "Pss:")
 		processes++
+	}
+	if processes == 0 {
+		return nil, fmt.Errorf("no process has %s", mark)
 	}
 	return answer{"resident": resident * 1024, "proportional": proportional * 1024, "processes": processes}, nil
 }

@@ -78,6 +78,7 @@ func (t *tail) lastLine() string {
 type opened struct {
 	client *plugin.Client
 	kv     proto.KVClient
+	mark   string
 }
 
 type host map[string]*opened
@@ -133,7 +134,7 @@ func (h host) do(r request) (answer, error) {
 	case "wait":
 		return o.wait(r.Flight)
 	case "memory":
-		return memory(o.client.ReattachConfig().Pid)
+		return memory(o.mark)
 	case "strangers":
 		return strangers(o.client.ReattachConfig().Addr)
 	}
@@ -145,6 +146,9 @@ func (h host) open(r request) (answer, error) {
 	var stderr tail
 	cmd := exec.Command(r.Cmd[0], r.Cmd[1:]...)
 	cmd.Dir = r.Dir
+	// All that the plugin starts inherits the mark; memory() finds it by that.
+	mark := fmt.Sprintf("BENCH_MARK=%d-%s-%d", os.Getpid(), r.Peer, time.Now().UnixNano())
+	cmd.Env = []string{mark}
 	client := plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  shared.Handshake,
 		Plugins:          plugin.PluginSet{"kv": kvPlugin{}},
@@ -166,7 +170,7 @@ func (h host) open(r request) (answer, error) {
 		}
 		return nil, err
 	}
-	h[r.Peer] = &opened{client, kv}
+	h[r.Peer] = &opened{client, kv, mark}
 	return answer{"seconds": seconds}, nil
 }
 

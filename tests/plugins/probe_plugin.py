@@ -325,13 +325,12 @@ def main() -> None:
         leave_with_host="PROBE_STAYS" not in os.environ,
         tls=goplugin.TLSFiles(*files.split(":")) if files else None,
     )
-    server = grpc.server(plugin.workers, options=plugin.options)
+    server = grpc.server(**plugin.server_arguments)
     add_to_server(Probe(plugin), server)
     health_servicer = health.HealthServicer()
     health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    plugin.add_to_server(server)
-    print(plugin.listen(server), file=plugin.stdout, flush=True)
+    print(plugin.listen(server), flush=True)
     if "PROBE_DOES_NOT_WAIT" in os.environ:
         time.sleep(0.3)
         raise RuntimeError("main fails")

@@ -34,13 +34,12 @@ class GreeterServicer(greeter_pb2_grpc.GreeterServicer):
 
 def main() -> None:
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
-    server = grpc.server(plugin.workers, options=plugin.options)
+    server = grpc.server(**plugin.server_arguments)
     greeter_pb2_grpc.add_GreeterServicer_to_server(GreeterServicer(plugin.broker), server)
     health_servicer = health.HealthServicer()
     health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    plugin.add_to_server(server)
-    print(plugin.listen(server), file=plugin.stdout, flush=True)
+    print(plugin.listen(server), flush=True)
     plugin.wait()
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+import plugin  # first: it imports goplugin before grpc
 
+# isort: split
 import time
 
 import grpc
 
 import kv_pb2
-import plugin
 
 
 class WaitingKVServicer(plugin.KVServicer):

@@ -35,13 +35,12 @@ class CounterServicer(counter_pb2_grpc.CounterServicer):
 
 def main() -> None:
     plugin = goplugin.Plugin(HANDSHAKE)
-    server = grpc.server(plugin.workers, options=plugin.options)
+    server = grpc.server(**plugin.server_arguments)
     counter_pb2_grpc.add_CounterServicer_to_server(CounterServicer(plugin.broker), server)
     health_servicer = health.HealthServicer()
     health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    plugin.add_to_server(server)
-    print(plugin.listen(server), file=plugin.stdout, flush=True)
+    print(plugin.listen(server), flush=True)
     plugin.wait()
 
 

@@ -10,13 +10,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc
 
-from goplugin import host_pb2, host_pb2_grpc, log
-from goplugin.listener import Address, Transport
+from goplugin import log
+from goplugin.address import Address
+from goplugin.services import host_pb2, host_pb2_grpc
+from goplugin.transport import Transport
 
 TIMEOUT = 5.0  # seconds that each side has to pick an id up, as in Go
 
@@ -28,8 +29,9 @@ _Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]
 class Broker(host_pb2_grpc.GRPCBrokerServicer):
     """Serves under an id (accept), reaches what the host serves under an id (dial)."""
 
-    def __init__(self, transport: Transport, workers: Executor, options: Any) -> None:
-        self._transport, self._workers, self._options = transport, workers, options
+    def __init__(self, transport: Transport, server_arguments: dict[str, Any]) -> None:
+        """server_arguments: for the grpc.Server of what is accepted."""
+        self._transport, self._server_arguments = transport, server_arguments
         self._changed = threading.Condition()
         self._hosts: list[_Outgoing] = []
         self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they can be dialled
@@ -62,7 +64,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
                 )
             address, _ = self._infos.pop(service_id)
         # No proxy: the host is on this machine, whatever the environment says of others.
-        options = (*self._options, ("grpc.enable_http_proxy", 0))
+        options = (*self._server_arguments["options"], ("grpc.enable_http_proxy", 0))
         try:
             channel = self._transport.dial(address, options)
         except ValueError as error:
@@ -93,7 +95,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
                 raise RuntimeError(f"cannot accept id {service_id}: the plugin is leaving")
             if not self._hosts:
                 raise TimeoutError(f"cannot accept id {service_id}: no host opened the broker's stream")
-            info.network, info.address = accepted.serve(self._workers, self._options, add_to_server)
+            info.network, info.address = accepted.serve(self._server_arguments, add_to_server)
         except BaseException:
             accepted.close()
             raise
@@ -183,9 +185,10 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
         self._address: Address | None = None
         self._called = False
 
-    def serve(self, workers: Executor, options: Any, add_to_server: Callable[[grpc.Server], None]) -> Address:
-        """Start the server; where the host finds it. OSError if it cannot listen."""
-        server = grpc.server(workers, options=options, interceptors=[_FirstCall(self._note_call)])  # type: ignore[arg-type]
+    def serve(self, server_arguments: dict[str, Any], add_to_server: Callable[[grpc.Server], None]) -> Address:
+        """Start the server, and return where the host finds it. OSError if it cannot listen."""
+        interceptors = (_FirstCall(self._note_call), *server_arguments["interceptors"])
+        server = grpc.server(**{**server_arguments, "interceptors": interceptors})
         add_to_server(server)
         self._address = self._transport.listen(server)
         self._server = server

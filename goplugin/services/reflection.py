@@ -1,11 +1,15 @@
 """gRPC reflection, as go-plugin's grpc_server.go registers it: a tool such as grpcurl lists and calls the services.
 
-Who never asks does not wait for its import.
+It is imported on first use, so it costs nothing at start-up.
 """
 
 from typing import Any
 
 import grpc
+
+from goplugin import log
+
+_log = log.get_logger("goplugin.reflection")
 
 _V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same, before and after it was declared stable
 
@@ -25,8 +29,12 @@ class Reflection(grpc.GenericRpcHandler):
 
         _describe_v1(reflection_pb2.DESCRIPTOR)
 
-        # grpc.Server has no public list of what was added to it.
-        handlers = self._server._state.generic_handlers  # type: ignore[attr-defined]
+        try:
+            # grpc.Server has no public list of what was added to it.
+            handlers = self._server._state.generic_handlers  # type: ignore[attr-defined]
+        except AttributeError:
+            _log.debug("reflection lists no services: this grpc does not tell which were added")
+            handlers = []
         names = {handler.service_name() for handler in handlers if isinstance(handler, grpc.ServiceRpcHandler)}
         names |= {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
         return grpc.stream_stream_rpc_method_handler(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import grpc
 
-from goplugin import host_pb2, host_pb2_grpc
+from goplugin.services import host_pb2, host_pb2_grpc
 
 
 class Controller(host_pb2_grpc.GRPCControllerServicer):

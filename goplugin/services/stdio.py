@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 
-from goplugin import host_pb2, host_pb2_grpc, log, outputs
+from goplugin import log, outputs
+from goplugin.services import host_pb2, host_pb2_grpc
 
 LIMIT = 1 << 20  # bytes kept for a host that does not read as fast as the plugin prints
 PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing at all; then it is dropped

@@ -4,7 +4,7 @@ import grpc
 import warnings
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
-from goplugin import host_pb2 as goplugin_dot_host__pb2
+from goplugin.services import host_pb2 as goplugin_dot_services_dot_host__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -19,7 +19,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in goplugin/host_pb2_grpc.py depends on'
+        + ' but the generated code in goplugin/services/host_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -38,8 +38,8 @@ class GRPCControllerStub:
         """
         self.Shutdown = channel.unary_unary(
                 '/plugin.GRPCController/Shutdown',
-                request_serializer=goplugin_dot_host__pb2.Empty.SerializeToString,
-                response_deserializer=goplugin_dot_host__pb2.Empty.FromString,
+                request_serializer=goplugin_dot_services_dot_host__pb2.Empty.SerializeToString,
+                response_deserializer=goplugin_dot_services_dot_host__pb2.Empty.FromString,
                 _registered_method=True)
 
 
@@ -59,8 +59,8 @@ def add_GRPCControllerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
-                    request_deserializer=goplugin_dot_host__pb2.Empty.FromString,
-                    response_serializer=goplugin_dot_host__pb2.Empty.SerializeToString,
+                    request_deserializer=goplugin_dot_services_dot_host__pb2.Empty.FromString,
+                    response_serializer=goplugin_dot_services_dot_host__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,8 +89,8 @@ class GRPCController:
             request,
             target,
             '/plugin.GRPCController/Shutdown',
-            goplugin_dot_host__pb2.Empty.SerializeToString,
-            goplugin_dot_host__pb2.Empty.FromString,
+            goplugin_dot_services_dot_host__pb2.Empty.SerializeToString,
+            goplugin_dot_services_dot_host__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
@@ -115,7 +115,7 @@ class GRPCStdioStub:
         self.StreamStdio = channel.unary_stream(
                 '/plugin.GRPCStdio/StreamStdio',
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
-                response_deserializer=goplugin_dot_host__pb2.StdioData.FromString,
+                response_deserializer=goplugin_dot_services_dot_host__pb2.StdioData.FromString,
                 _registered_method=True)
 
 
@@ -136,7 +136,7 @@ def add_GRPCStdioServicer_to_server(servicer, server):
             'StreamStdio': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamStdio,
                     request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
-                    response_serializer=goplugin_dot_host__pb2.StdioData.SerializeToString,
+                    response_serializer=goplugin_dot_services_dot_host__pb2.StdioData.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -166,7 +166,7 @@ class GRPCStdio:
             target,
             '/plugin.GRPCStdio/StreamStdio',
             google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
-            goplugin_dot_host__pb2.StdioData.FromString,
+            goplugin_dot_services_dot_host__pb2.StdioData.FromString,
             options,
             channel_credentials,
             insecure,
@@ -190,8 +190,8 @@ class GRPCBrokerStub:
         """
         self.StartStream = channel.stream_stream(
                 '/plugin.GRPCBroker/StartStream',
-                request_serializer=goplugin_dot_host__pb2.ConnInfo.SerializeToString,
-                response_deserializer=goplugin_dot_host__pb2.ConnInfo.FromString,
+                request_serializer=goplugin_dot_services_dot_host__pb2.ConnInfo.SerializeToString,
+                response_deserializer=goplugin_dot_services_dot_host__pb2.ConnInfo.FromString,
                 _registered_method=True)
 
 
@@ -211,8 +211,8 @@ def add_GRPCBrokerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'StartStream': grpc.stream_stream_rpc_method_handler(
                     servicer.StartStream,
-                    request_deserializer=goplugin_dot_host__pb2.ConnInfo.FromString,
-                    response_serializer=goplugin_dot_host__pb2.ConnInfo.SerializeToString,
+                    request_deserializer=goplugin_dot_services_dot_host__pb2.ConnInfo.FromString,
+                    response_serializer=goplugin_dot_services_dot_host__pb2.ConnInfo.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -241,8 +241,8 @@ class GRPCBroker:
             request_iterator,
             target,
             '/plugin.GRPCBroker/StartStream',
-            goplugin_dot_host__pb2.ConnInfo.SerializeToString,
-            goplugin_dot_host__pb2.ConnInfo.FromString,
+            goplugin_dot_services_dot_host__pb2.ConnInfo.SerializeToString,
+            goplugin_dot_services_dot_host__pb2.ConnInfo.FromString,
             options,
             channel_credentials,
             insecure,

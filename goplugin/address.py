@@ -1,0 +1,120 @@
+"""Where the plugin listens; mirrors serverListener in go-plugin's server.go. Plugin and companion both use it."""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import tempfile
+from typing import NamedTuple
+
+from goplugin.environment import Environment
+
+_LONGEST_FOLDER = 75  # bytes of a folder's path: a socket's path has 104 at least, and ours must fit behind it
+
+
+class Address(NamedTuple):
+    """network: "tcp" or "unix", as Go names them. address: HOST:PORT, or the path of a socket."""
+
+    network: str
+    address: str
+
+    def target(self) -> str:
+        """Return the address as grpc spells it. ValueError if it is not an address."""
+        if self.network == "unix" and self.address:
+            return "unix:" + re.sub("[%#?]", lambda match: f"%{ord(match[0]):02X}", self.address)
+        if self.network == "tcp" and re.fullmatch(r".+:[0-9]{1,5}", self.address):
+            return self.address
+        raise ValueError(f"not an address: network {self.network!r}, address {self.address!r}")
+
+    def remove(self) -> None:
+        """Remove the socket's file, if there is one left."""
+        if self.network == "unix":
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.address)
+
+
+def listening_socket(environment: Environment) -> tuple[socket.socket, Address]:
+    """Return a socket that listens where the host wants it.
+
+    That is a Unix socket in the host's folder for sockets if it has named one (container runners do), else a TCP port
+    of 127.0.0.1. ValueError if a setting cannot be used, OSError if the system refuses.
+    """
+    if not environment.socket_dir:
+        return _tcp_socket(environment.ports)
+    listener, address = _unix_socket(environment.socket_dir)
+    try:
+        give_to_group(address, environment.socket_group)
+    except OSError:
+        listener.close()
+        raise
+    return listener, address
+
+
+def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
+    # From a random port on, not from the lowest as in Go: plugins that start together would race for each port in turn,
+    # and a caller that still knows the port of a plugin that has left would reach its successor.
+    first = int.from_bytes(os.urandom(4), "big") % len(ports)
+    for port in (*ports[first:], *ports[:first]):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if os.name == "posix":  # on Windows the option would let two plugins share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise OSError(error.errno, f"{error.strerror} (binding to 127.0.0.1)") from error
+            continue
+        return listener, Address("tcp", f"127.0.0.1:{listener.getsockname()[1]}")
+    raise OSError(
+        f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={ports[0]} to PLUGIN_MAX_PORT={ports[-1]} is free:"
+        " end programs that listen there, or have the host allow more ports"
+    )
+
+
+def _unix_socket(folder: str) -> tuple[socket.socket, Address]:
+    if re.search(r"[|\n]", folder):
+        raise ValueError(f"the folder for sockets, {folder!r}, has a character that the handshake line cannot carry")
+    path = os.path.join(folder, f"plugin{os.urandom(4).hex()}")
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise OSError(f"no socket at {path} ({len(os.fsencode(path))} bytes): {error}") from error
+    return listener, Address("unix", path)
+
+
+def give_to_group(address: Address, group: str) -> None:
+    """Let the group, a name or a gid, use the socket. OSError, and the socket's file removed, if that cannot be."""
+    if not group or address.network != "unix":
+        return
+    import shutil
+
+    try:
+        shutil.chown(address.address, group=int(group) if re.fullmatch(r"[0-9]+", group) else group)
+        os.chmod(address.address, 0o660)
+    except (LookupError, OSError) as error:
+        address.remove()
+        raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: {error}") from error
+
+
+def private_folder() -> str:
+    """Make a folder that only our user can enter, for sockets. OSError if no temporary folder can be used.
+
+    It is chosen as Python's tempfile does, but never in the working directory, which is the user's.
+    """
+    candidates = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")] + ["/tmp", "/var/tmp", "/usr/tmp"]
+    reasons = []
+    for candidate in filter(os.path.isabs, candidates):
+        if len(os.fsencode(candidate)) > _LONGEST_FOLDER:
+            reasons.append(f"{candidate}: too long for a socket's path")
+            continue
+        try:
+            return tempfile.mkdtemp(prefix="plugin", dir=candidate)
+        except OSError as error:
+            reasons.append(f"{candidate}: {error.strerror}")
+    raise OSError(f"no temporary folder for sockets: set TMPDIR to a folder that can be written ({'; '.join(reasons)})")

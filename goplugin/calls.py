@@ -1,0 +1,91 @@
+"""An interceptor for what grpc leaves open: handlers that end by SystemExit and its like, and methods nobody wrote."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+
+from goplugin import log
+
+_ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+_log = log.get_logger("goplugin")
+
+
+class Calls(grpc.ServerInterceptor):
+    """Sees each call of the plugin's services.
+
+    grpc answers a call whose handler raises an Exception, but never one whose handler raises SystemExit,
+    KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing would be logged.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
+        self._threads = threads
+        self._pid = os.getpid()
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the method's handler, with what raises in it answered."""
+        handler = continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None:
+            _log.debug("%s is not implemented", method)
+            return None
+        requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
+        behavior = getattr(handler, f"{requests}_{responses}")
+        if hasattr(behavior, "experimental_thread_pool"):
+            return handler  # one of our own, see services/__init__.py
+        guarded: Any = (self._streaming if handler.response_streaming else self._unary)(behavior, method)
+        if method.startswith(_ALWAYS):
+            guarded.experimental_thread_pool = self._threads
+        return handler._replace(**{f"{requests}_{responses}": guarded})
+
+    def _unary(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+        def guarded(request: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                return behavior(request, context)
+            except BaseException as error:
+                self._answer(error, context, method)
+                raise
+            finally:
+                self._leave_child()
+
+        return guarded
+
+    def _streaming(self, behavior: Callable[..., Any], method: str) -> Callable[..., Iterator[Any]]:
+        def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                yield from behavior(request, context)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                self._answer(error, context, method)
+                raise
+            finally:
+                self._leave_child()
+
+        return guarded
+
+    def _answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
+        """End the call by a status where grpc would not, or would log what is no error."""
+        if os.getpid() != self._pid:
+            os._exit(_exit_code(error))
+        if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
+            # As generated code does. Hosts try optional methods all the time.
+            _log.debug("%s is not implemented", method)
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
+        if not isinstance(error, Exception):
+            _log.error("%s: %s in the handler", method, type(error).__name__, exc_info=error)
+            context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
+
+    def _leave_child(self) -> None:
+        """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+
+def _exit_code(error: BaseException) -> int:
+    code = error.code if isinstance(error, SystemExit) else 1
+    return code if isinstance(code, int) else int(code is not None)

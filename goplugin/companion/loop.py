@@ -1,0 +1,42 @@
+"""Waits for file descriptors, and calls who watches them. On select.poll(), which can wait for errors alone."""
+
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+READ, WRITE = select.POLLIN, select.POLLOUT
+ERROR_ONLY = 0  # POLLERR or POLLHUP: nobody has the other end any more
+
+
+class HasFileno(Protocol):
+    """A file descriptor that knows its number, such as a socket."""
+
+    def fileno(self) -> int:
+        """Return the number."""
+
+
+class Loop:
+    """Callbacks are called with the events that happened, one after the other, in one thread."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[int], object]] = {}
+
+    def watch(self, fd: int | HasFileno, events: int, callback: Callable[[int], object]) -> None:
+        """Call back whenever fd is ready for one of the events, or has failed."""
+        number = fd if isinstance(fd, int) else fd.fileno()
+        self._poll.register(number, events)
+        self._callbacks[number] = callback
+
+    def forget(self, fd: int | HasFileno) -> None:
+        """Watch fd no more."""
+        number = fd if isinstance(fd, int) else fd.fileno()
+        if self._callbacks.pop(number, None):
+            self._poll.unregister(number)
+
+    def run_once(self, timeout: float | None) -> None:
+        """Wait for events, at most timeout seconds, and call back for each."""
+        for fd, events in self._poll.poll(None if timeout is None else max(0, timeout) * 1000):
+            callback = self._callbacks.get(fd)
+            if callback:  # not forgotten since by another callback
+                callback(events)

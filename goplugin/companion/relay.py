@@ -1,0 +1,251 @@
+"""Connections under AutoMTLS: TLS outside, plain bytes to grpc inside.
+
+host --- TLS, TCP or Unix socket ---> relay --- Unix socket in a folder of mode 0700 ---> grpc.Server
+grpc.Channel --- Unix socket in that folder ---> relay --- TLS ---> what the host serves under a broker's id
+
+Nothing blocks. Each connection holds what its slower side has not taken yet, and reads no more until it has: that is
+all the memory that a slow reader costs.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from goplugin import log
+from goplugin.address import Address, listening_socket
+from goplugin.companion.loop import READ, WRITE, Loop
+from goplugin.companion.tls import TLS, Contexts, TLSError
+from goplugin.environment import Environment
+
+HANDSHAKE_TIMEOUT = 10.0  # seconds
+MOST_HANDSHAKES = (
+    256  # beyond these the oldest is refused: the host's own take milliseconds, a stranger's may never end
+)
+
+_CHUNK = 256 * 1024  # bytes read at once
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, not FIN
+
+_log = log.get_logger("goplugin.companion")
+
+
+class Relays:
+    """Listeners and connections. listen, dial and close are commands of the plugin (see process.py)."""
+
+    def __init__(self, loop: Loop, contexts: Contexts, environment: Environment) -> None:
+        self.loop, self.contexts = loop, contexts
+        self.handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
+        self._environment = environment
+        self._listeners: dict[str, socket.socket] = {}  # by address
+
+    def listen(self, plain: str) -> Address:
+        """Let callers in where the host finds us, and on to the Unix socket `plain`; return where that is."""
+        listener, address = listening_socket(self._environment)
+        self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
+        return address
+
+    def dial(self, plain: str, host_network: str, host_address: str) -> None:
+        """Pass what connects to the Unix socket `plain` on to the host's address."""
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(plain)
+        listener.listen()
+
+        def accept(inner: socket.socket) -> None:
+            try:
+                outer = _begin_connect(Address(host_network, host_address))
+            except (OSError, ValueError) as error:
+                _log.warning("cannot dial %s: %s", host_address, error)
+                inner.close()
+            else:
+                Relay(self, outer, host_address, inner)
+
+        self._accept_from(listener, plain, accept)
+
+    def close(self, network: str, address: str) -> None:
+        """Stop listening there; what is connected stays."""
+        if listener := self._listeners.pop(address, None):
+            self.loop.forget(listener)
+            listener.close()
+            Address(network, address).remove()
+
+    def close_all(self) -> None:
+        """Leave no socket's file behind."""
+        for address in list(self._listeners):
+            self.close("unix" if os.path.isabs(address) else "tcp", address)
+
+    def expire(self) -> float | None:
+        """Refuse who did not finish the handshake in time; return the seconds until the next deadline."""
+        while self.handshakes:
+            oldest, deadline = next(iter(self.handshakes.items()))
+            left = deadline - time.monotonic()
+            if left > 0 and len(self.handshakes) <= MOST_HANDSHAKES:
+                return left
+            oldest.refuse("it did not finish the TLS handshake")
+        return None
+
+    def _accept_from(self, listener: socket.socket, address: str, accept: Callable[[socket.socket], object]) -> None:
+        listener.setblocking(False)
+
+        def ready(events: int) -> None:
+            try:
+                accept(listener.accept()[0])
+            except (BlockingIOError, ConnectionError):
+                pass  # the caller has left
+            except OSError as error:  # no descriptor left
+                if self.handshakes:
+                    next(iter(self.handshakes)).refuse(str(error))
+                else:
+                    time.sleep(0.1)
+
+        self._listeners[address] = listener
+        self.loop.watch(listener, READ, ready)
+
+
+class Relay:
+    """One connection: moves bytes between two sockets, with TLS on the outer one."""
+
+    def __init__(self, relays: Relays, outer: socket.socket, address: str, inner: socket.socket | None = None) -> None:
+        """With inner, which grpc dialled: on to the host at this address. Else on to grpc at this address."""
+        self._relays, self._outer, self._inner, self._address = relays, outer, inner, address
+        self._dials = inner is not None
+        self._tls = TLS(relays.contexts, dials=self._dials)
+        self._to_outer, self._to_inner = memoryview(b""), memoryview(b"")  # what the socket has not taken yet
+        self._inner_ended = False
+        self._events: dict[socket.socket, int] = {}  # what the loop watches for
+        outer.setblocking(False)
+        if outer.family == socket.AF_INET:
+            outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        relays.handshakes[self] = time.monotonic() + HANDSHAKE_TIMEOUT
+        self._watch(outer, WRITE if self._dials else READ)  # who dials speaks first, once connected
+
+    def refuse(self, reason: str) -> None:
+        """Close without having passed anything on, and log why."""
+        if self._dials:
+            _log.warning("cannot dial %s: %s", self._address, reason)
+        else:
+            peer = "its socket"
+            with contextlib.suppress(OSError, ValueError):  # it has left, or it is a Unix socket
+                host, port = self._outer.getpeername()
+                peer = f"{host}:{port}"
+            _log.warning("refused a caller from %s: %s", peer, reason)
+        self._close()
+
+    def _on_outer(self, events: int) -> None:
+        try:
+            # Not what `events` says: an error must be met as well, and reading or writing meets it.
+            if self._events[self._outer] & READ:
+                self._to_inner = memoryview(self._tls.receive(self._outer.recv(_CHUNK)))
+            if self._tls.established and self in self._relays.handshakes:
+                self._begin()
+        except BlockingIOError:
+            pass
+        except TLSError as error:
+            with contextlib.suppress(OSError):
+                self._send_outer()  # the alert, which tells the other side what is wrong
+            self.refuse(str(error))
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        self._flow()
+
+    def _begin(self) -> None:
+        """The handshake is over: connect to grpc, unless grpc called us."""
+        if not self._inner:
+            self._inner = _begin_connect(Address("unix", self._address))
+        del self._relays.handshakes[self]
+        self._inner.setblocking(False)
+
+    def _on_inner(self, events: int) -> None:
+        try:
+            if self._inner and self._events[self._inner] & READ:
+                data = self._inner.recv(_CHUNK)
+                self._inner_ended = not data
+                self._tls.send(data)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._fail(error)
+            return
+        self._flow()
+
+    def _flow(self) -> None:
+        """Send each side what it takes, pass on the end of a side, and watch for what can go on."""
+        outer, inner = self._outer, self._inner
+        outer_ended, inner_ended = self._tls.ended, self._inner_ended
+        try:
+            self._send_outer()
+            if self._to_inner and inner:
+                with contextlib.suppress(BlockingIOError):
+                    self._to_inner = self._to_inner[inner.send(self._to_inner) :]
+            if inner_ended and not self._to_outer:
+                outer.shutdown(socket.SHUT_WR)
+            if outer_ended and inner and not self._to_inner:
+                inner.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._fail(error)
+            return
+        if outer_ended and inner_ended and not self._to_outer and not self._to_inner:
+            self._close()
+            return
+        self._watch(outer, (not outer_ended and not self._to_inner) * READ | bool(self._to_outer) * WRITE)
+        if inner and self._tls.established:
+            self._watch(inner, (not inner_ended and not self._to_outer) * READ | bool(self._to_inner) * WRITE)
+
+    def _send_outer(self) -> None:
+        if fresh := self._tls.output():
+            self._to_outer = memoryview(bytes(self._to_outer) + fresh if self._to_outer else fresh)
+        if self._to_outer:
+            with contextlib.suppress(BlockingIOError):
+                self._to_outer = self._to_outer[self._outer.send(self._to_outer) :]
+
+    def _watch(self, side: socket.socket, events: int) -> None:
+        """Have the loop watch for these events and no more; not even for errors if there are none."""
+        if events == self._events.get(side, 0):
+            return
+        self._events[side] = events
+        if events:
+            self._relays.loop.watch(side, events, self._on_outer if side is self._outer else self._on_inner)
+        else:
+            self._relays.loop.forget(side)
+
+    def _fail(self, error: OSError) -> None:
+        """Close as a connection does that was cut, not ended."""
+        if self in self._relays.handshakes:
+            self.refuse(error.strerror or str(error))
+            return
+        for side in (self._outer, self._inner):
+            if side:
+                with contextlib.suppress(OSError):
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._close()
+
+    def _close(self) -> None:
+        self._relays.handshakes.pop(self, None)
+        for side in (self._outer, self._inner):
+            if side:
+                self._watch(side, 0)
+                side.close()
+
+
+def _begin_connect(address: Address) -> socket.socket:
+    """Return a socket that connects to the address, or will say why not. OSError or ValueError if that is known now."""
+    where: Any = address.address
+    if address.network == "unix":
+        connection = socket.socket(socket.AF_UNIX)
+    else:
+        host, _, port = address.address.rpartition(":")
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        connection = socket.socket(family, kind, protocol)
+    connection.setblocking(False)
+    try:
+        connection.connect(where)
+    except BlockingIOError:
+        pass
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,198 @@
+"""TLS under AutoMTLS, without sockets: certificates, contexts, and a connection as bytes in and bytes out.
+
+Mirrors go-plugin's mtls.go and what client.go and server.go do with it. Host and plugin each make a certificate, and
+each trusts only the other's. grpcio's own TLS (BoringSSL) cannot verify the host's P-521 key; Python's ssl can.
+"""
+
+import base64
+import contextlib
+import os
+import ssl
+from typing import Any, NamedTuple
+
+
+class TLSFiles(NamedTuple):
+    """A certificate of the plugin's own instead of AutoMTLS (go-plugin's TLSProvider): paths of PEM files.
+
+    client_ca: the authority that callers, and the host's listeners that the broker dials, have their certificate from.
+    """
+
+    certificate: str
+    key: str
+    client_ca: str
+
+
+class Contexts(NamedTuple):
+    """TLS for what calls us (server) and for what we dial (client).
+
+    peer: the only certificate, DER, that the dialled host may have; None where client_ca decides.
+    server_cert: ours, for the handshake line; empty where the host knows it.
+    """
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    peer: bytes | None
+    server_cert: str
+
+
+class TLSError(Exception):
+    """The other side is refused. The text says why."""
+
+
+class TLS:
+    """One TLS connection: give it what arrives, and send what it has to say.
+
+    established: the handshake is over, and the other side is the right one.
+    ended: the other side says no more.
+    """
+
+    def __init__(self, contexts: Contexts, *, dials: bool) -> None:
+        """dials: this side is the client, and speaks first."""
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context, name = (contexts.client, "localhost") if dials else (contexts.server, None)
+        self._tls = context.wrap_bio(self._in, self._out, not dials, name)
+        self._peer = contexts.peer if dials else None
+        self.established = self.ended = False
+        if dials:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._tls.do_handshake()
+
+    def receive(self, data: bytes) -> bytes:
+        """Take encrypted bytes, b"" for the end, and return the plain ones of all records that are complete.
+
+        TLSError if the other side is refused; what is then left to send tells it so.
+        """
+        if data:
+            self._in.write(data)
+        else:
+            self._in.write_eof()
+        if not self.established:
+            self._shake_hands(data)
+            if not self.established:
+                return b""
+        parts = []
+        try:
+            while self._in.pending or self._tls.pending() or self._in.eof:
+                part = self._tls.read(256 * 1024)
+                if not part:
+                    self.ended = True
+                    break
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            self.ended = True
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _shake_hands(self, data: bytes) -> None:
+        if not data:
+            raise TLSError("it left during the TLS handshake")
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or (error.reason or str(error)).lower().replace("_", " ")
+            raise TLSError(reason) from error
+        if self._peer not in (None, self._tls.getpeercert(True)):
+            raise TLSError("its certificate is not the host's")
+        self.established = True
+
+    def send(self, data: bytes) -> None:
+        """Encrypt bytes for the other side; b"" tells it that there is no more."""
+        if not data:
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()  # raises because the other side need not answer
+        view = memoryview(data)
+        while view:
+            view = view[self._tls.write(view) :]
+
+    def output(self) -> bytes:
+        """Return, once, the encrypted bytes to send."""
+        return self._out.read() if self._out.pending else b""
+
+
+def auto_mtls_contexts(client_cert: str, folder: str) -> Contexts:
+    """Return contexts with a fresh certificate of ours, for the host whose certificate, PEM, is client_cert.
+
+    folder: one that only our user can enter; the key lies there while OpenSSL loads it. ValueError if client_cert is
+    not a certificate, or the package cryptography is missing.
+    """
+    try:
+        peer = ssl.PEM_cert_to_DER_cert(client_cert.strip())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=peer)
+    except (ValueError, ssl.SSLError) as error:
+        raise ValueError(f"the host's PLUGIN_CLIENT_CERT is not a certificate in PEM: {error}") from error
+    certificate, key = make_certificate()
+    path = os.path.join(folder, "key")
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600), "wb") as file:
+            file.write(key + certificate)
+        server, client = _contexts(path, path, cadata=peer)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+    client.check_hostname = True
+    return Contexts(server, client, peer, for_handshake(certificate))
+
+
+def file_contexts(files: TLSFiles) -> Contexts:
+    """Return contexts of the plugin's own certificate. ValueError if a file is not what it should be."""
+    try:
+        server, client = _contexts(files.certificate, files.key, cafile=files.client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"{files}: {error}") from error
+    return Contexts(server, client, None, "")
+
+
+def _contexts(certificate: str, key: str, **trusted: Any) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    for context in (server, client):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(**trusted)
+    server.num_tickets = 0  # each connection shows its certificate again
+    return server, client
+
+
+def for_handshake(certificate: bytes) -> str:
+    """Return a certificate, PEM, as the handshake line holds it: DER in base64 without padding."""
+    return base64.b64encode(ssl.PEM_cert_to_DER_cert(certificate.decode())).decode().rstrip("=")
+
+
+def make_certificate() -> tuple[bytes, bytes]:
+    """Return a self-signed certificate for localhost, as the host wants it, and its key, both PEM."""
+    import datetime
+
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ImportError as error:
+        raise ValueError(
+            f"AutoMTLS needs the package cryptography: pip install -r requirements.txt ({error})"
+        ) from None
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(seconds=30))
+        .not_valid_after(now + datetime.timedelta(days=30 * 365))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        # The host trusts it as a root. No extended key usage: over the broker we are a client.
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )

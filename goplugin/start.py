@@ -1,0 +1,56 @@
+"""What must happen before `import grpc`, and before the plugin's own imports: from here on stdout is the host's."""
+
+import gc
+import os
+import signal
+import sys
+
+from goplugin import environment, log, outputs
+from goplugin.companion import Companion, is_possible
+
+DEBUG = "--debug"  # the argument by which a person starts the plugin and lets hosts attach
+
+variables = environment.take(os.environ)
+settings = environment.Environment()  # parsed, once this process has been taken over for the host
+companion: Companion | None = None
+refused = ""  # why there is no companion, if there should be one
+grpc_came_first = False  # grpc was imported before goplugin
+
+
+def take_over() -> None:
+    """Take this process's output and its end into our hands, as a host expects of its plugin."""
+    global settings, grpc_came_first
+    # Ctrl-C reaches host and plugin alike, and is the host's to answer. Not SIG_IGN, which children would inherit.
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+    outputs.take()
+    log.take_over()
+    try:
+        settings = environment.parse(variables)
+    except ValueError as error:
+        log.exit_with(f"This plugin cannot start: {error}")
+    grpc_came_first = "grpc" in sys.modules
+    start_companion()  # which makes the certificate while we import the rest
+
+
+def start_companion() -> None:
+    """Start the companion, if there is none and the system allows it."""
+    global companion, refused
+    if companion:
+        return
+    if not is_possible():
+        refused = "this system has no fork or no Unix sockets"
+        return
+    try:
+        companion = Companion(settings)
+    except OSError as error:
+        refused = f"the system refused to start one: {error}"
+    os.register_at_fork(after_in_child=outputs.leave_to_parent)
+
+
+if variables and DEBUG not in sys.argv:
+    take_over()
+    # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
+    gc.disable()
+
+# The plugin's code may fork without further ado; grpc's own support for that can crash the child, and logs each one.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -1,0 +1,135 @@
+"""How host and plugin connect: plainly, by TLS in the companion, or by grpcio's own TLS."""
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+
+from goplugin.address import Address, give_to_group, listening_socket
+from goplugin.companion import Companion
+from goplugin.environment import Environment
+
+Options = Any  # of a grpc server or channel: pairs of a name and a value
+
+
+class Transport(Protocol):
+    """What Plugin and Broker need of one."""
+
+    in_companion: bool  # whether nobody can call us once the companion has died
+
+    def server_cert(self) -> str:
+        """Return the handshake's sixth field. ValueError says why there is none."""
+
+    def listen(self, server: Any) -> Address:
+        """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
+
+    def dial(self, address: Address, options: Options) -> grpc.Channel:
+        """Return a channel to where the host listens. ValueError if that is not an address."""
+
+    def close(self, address: Address) -> None:
+        """What `listen` returned is not needed any more."""
+
+
+class Plain:
+    """No TLS: whoever can reach the address can call."""
+
+    in_companion = False
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def server_cert(self) -> str:
+        """Return "", there is none."""
+        return ""
+
+    def listen(self, server: Any) -> Address:
+        """Have grpc itself listen where the host wants it."""
+        address = _bind(self._environment, server.add_insecure_port)
+        give_to_group(address, self._environment.socket_group)
+        return address
+
+    def dial(self, address: Address, options: Options) -> grpc.Channel:
+        """Straight to the host."""
+        return grpc.insecure_channel(address.target(), options)
+
+    def close(self, address: Address) -> None:
+        """Grpc has closed it; the file of a Unix socket stays."""
+        address.remove()
+
+
+class CompanionTLS:
+    """TLS ends in the companion, which serves only callers that hold the host's key."""
+
+    in_companion = True
+
+    def __init__(self, companion: Companion) -> None:
+        self._companion = companion
+        self.server_cert = companion.server_cert
+
+    def listen(self, server: Any) -> Address:
+        """Have grpc listen on a Unix socket, and the companion in front of it where the host finds us."""
+        self.server_cert()  # the first reply comes first
+        plain = str(self._companion.ask("path"))
+        server.add_insecure_port(Address("unix", plain).target())
+        return Address(*self._companion.ask("listen", plain))
+
+    def dial(self, address: Address, options: Options) -> grpc.Channel:
+        """Through the companion, which checks the host's certificate."""
+        address.target()  # ValueError if it is not an address
+        plain = Address("unix", str(self._companion.ask("dial", *address)))
+        channel = grpc.insecure_channel(plain.target(), options)
+        weakref.finalize(channel, self.close, plain).atexit = False
+        return channel
+
+    def close(self, address: Address) -> None:
+        """Tell the companion."""
+        with contextlib.suppress(OSError):  # it is gone, and with it the address
+            self._companion.tell("close", *address)
+
+
+class UnverifiedTLS:
+    """TLS by grpcio, which serves whoever calls: it cannot verify the P-521 certificates of go-plugin's hosts."""
+
+    in_companion = False
+
+    def __init__(self, environment: Environment) -> None:
+        from goplugin.companion import tls
+
+        self._environment = environment
+        certificate, key = tls.make_certificate()
+        self._credentials = grpc.ssl_server_credentials([(key, certificate)])
+        self._server_cert = tls.for_handshake(certificate)
+
+    def server_cert(self) -> str:
+        """Return our certificate."""
+        return self._server_cert
+
+    def listen(self, server: Any) -> Address:
+        """Do as Plain does, but encrypted."""
+        return _bind(self._environment, lambda target: server.add_secure_port(target, self._credentials))
+
+    def dial(self, address: Address, options: Options) -> grpc.Channel:
+        """Never works: OSError."""
+        raise OSError("the broker cannot dial: grpcio's TLS cannot verify the host, and there is no companion process")
+
+    def close(self, address: Address) -> None:
+        """Do as Plain does."""
+        address.remove()
+
+
+def _bind(environment: Environment, add_port: Callable[[str], object]) -> Address:
+    """Have grpc listen where the host wants it."""
+    for _ in range(100):
+        # Probe first: grpc gives no reason when bind fails, and logs every failed port.
+        probe, address = listening_socket(environment)
+        probe.close()
+        address.remove()
+        try:
+            add_port(address.target())
+        except RuntimeError as error:
+            reason = error  # another program took the port since the probe
+        else:
+            return address
+    raise OSError(f"grpc cannot listen: {reason}")
