@@ -72,7 +72,8 @@ class Calls(grpc.ServerInterceptor):
         """End the call by a status where grpc would not, or would log what is no error."""
         if os.getpid() != self._pid:
             os._exit(_exit_code(error))
-        if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
+        code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints
+        if isinstance(error, NotImplementedError) and code() is grpc.StatusCode.UNIMPLEMENTED:
             # As generated code does. Hosts try optional methods all the time.
             _log.debug("%s is not implemented", method)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")

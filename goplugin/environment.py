@@ -1,4 +1,4 @@
-"""What a go-plugin host tells this process in its environment; mirrors Start in go-plugin's client.go, which sets it."""
+"""What a go-plugin host tells this process in its environment; Start in go-plugin's client.go sets it."""
 
 import re
 from collections.abc import MutableMapping

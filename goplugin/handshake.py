@@ -38,8 +38,8 @@ class HandshakeConfig(NamedTuple):
 def handshake_line(version: int, network: str, address: str, server_cert: str = "", multiplex: str = "") -> str:
     """Return the line that the plugin writes to its stdout, without the line's end.
 
-    1                     | 1                    | tcp          | 127.0.0.1:PORT | grpc     | CERT          | MULTIPLEX
-    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR   | PROTOCOL | [SERVER-CERT] | [MULTIPLEX]
+    1                     | 1                    | tcp          | 127.0.0.1:PORT | grpc     |             |
+    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR   | PROTOCOL | SERVER-CERT | MULTIPLEX
 
     network, address: "tcp" and HOST:PORT, or "unix" and the path of a socket.
     server_cert: the plugin's certificate under AutoMTLS, DER in base64 without padding. Otherwise it must be empty: a

@@ -19,7 +19,7 @@ LAST_RESORT = 0.3  # seconds after that for the rest of main(), and for threads 
 
 
 class Lifetime:
-    """Waits in a thread of its own, so that leaving needs neither main() nor a new thread, which may not be had then."""
+    """Waits in a thread of its own: leaving needs neither main() nor a new thread, which the system may not have."""
 
     def __init__(
         self,

@@ -256,7 +256,7 @@ def _started_by_host(config: HandshakeConfig, usage: str | None) -> bool:
             f" {key} is {'not set' if found is None else repr(found)}."
             " Copy magic_cookie_key and magic_cookie_value from the host's source or documentation."
         )
-    _exit_by_hand(key, usage)
+    return _exit_by_hand(key, usage)
 
 
 def _exit_by_hand(key: str, usage: str | None) -> NoReturn:

@@ -5,12 +5,25 @@ import os
 import signal
 import sys
 
-from goplugin import environment, log, outputs
-from goplugin.companion import Companion, is_possible
+from goplugin import environment
 
 DEBUG = "--debug"  # the argument by which a person starts the plugin and lets hosts attach
 
 variables = environment.take(os.environ)
+_by_host = bool(variables) and DEBUG not in sys.argv
+
+
+def _leave_ctrl_c_to_host() -> None:
+    """Ctrl-C reaches host and plugin alike. Not by SIG_IGN, which children would inherit."""
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+
+
+if _by_host:
+    _leave_ctrl_c_to_host()  # before the next import, which may be slow on a cold disk
+
+from goplugin import log, outputs
+from goplugin.companion import Companion, is_possible
+
 settings = environment.Environment()  # parsed, once this process has been taken over for the host
 companion: Companion | None = None
 refused = ""  # why there is no companion, if there should be one
@@ -20,8 +33,7 @@ grpc_came_first = False  # grpc was imported before goplugin
 def take_over() -> None:
     """Take this process's output and its end into our hands, as a host expects of its plugin."""
     global settings, grpc_came_first
-    # Ctrl-C reaches host and plugin alike, and is the host's to answer. Not SIG_IGN, which children would inherit.
-    signal.signal(signal.SIGINT, lambda signum, frame: None)
+    _leave_ctrl_c_to_host()
     outputs.take()
     log.take_over()
     try:
@@ -47,7 +59,7 @@ def start_companion() -> None:
     os.register_at_fork(after_in_child=outputs.leave_to_parent)
 
 
-if variables and DEBUG not in sys.argv:
+if _by_host:
     take_over()
     # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
     gc.disable()

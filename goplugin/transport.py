@@ -1,6 +1,7 @@
 """How host and plugin connect: plainly, by TLS in the companion, or by grpcio's own TLS."""
 
-import contextlib
+import os
+import shutil
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -66,12 +67,14 @@ class CompanionTLS:
 
     def __init__(self, companion: Companion) -> None:
         self._companion = companion
+        self._folder = ""  # of the sockets
         self.server_cert = companion.server_cert
 
     def listen(self, server: Any) -> Address:
         """Have grpc listen on a Unix socket, and the companion in front of it where the host finds us."""
         self.server_cert()  # the first reply comes first
         plain = str(self._companion.ask("path"))
+        self._folder = os.path.dirname(plain)
         server.add_insecure_port(Address("unix", plain).target())
         return Address(*self._companion.ask("listen", plain))
 
@@ -85,8 +88,10 @@ class CompanionTLS:
 
     def close(self, address: Address) -> None:
         """Tell the companion."""
-        with contextlib.suppress(OSError):  # it is gone, and with it the address
+        try:
             self._companion.tell("close", *address)
+        except OSError:  # it has died, and left its folder
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class UnverifiedTLS:

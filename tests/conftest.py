@@ -201,11 +201,18 @@ class World:
         return found
 
     def plugins(self) -> list[psutil.Process]:
-        """The Python processes among them: plugins, and their TLS terminators."""
+        """The Python processes among them: plugins, and children of theirs."""
+        return self._named("python")
+
+    def companions(self) -> list[psutil.Process]:
+        """The processes beside the plugins."""
+        return self._named("companion")
+
+    def _named(self, name: str) -> list[psutil.Process]:
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):  # it left since the look
-                if "python" in process.name().lower():
+                if name in process.name().lower():
                     found.append(process)
         return found
 
@@ -214,6 +221,15 @@ class World:
         running = self.plugins()
         (plugin,) = (process for process in running if process.ppid() not in [other.pid for other in running])
         return plugin
+
+    def companion(self) -> psutil.Process:
+        """The one process beside the plugin."""
+        (companion,) = self.companions()
+        return companion
+
+    def gone(self, seconds: float) -> bool:
+        """Whether plugin and companion leave within that time."""
+        return bool(eventually(lambda: not self.plugins() and not self.companions(), seconds))
 
     def close(self) -> None:
         for host in self._hosts:

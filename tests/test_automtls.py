@@ -1,8 +1,9 @@
-"""AutoMTLS: who holds the host's key is served, and nobody else; and what becomes of the TLS terminator."""
+"""AutoMTLS: who holds the host's key is served, and nobody else; and what becomes of the companion."""
 
 import base64
 import contextlib
 import datetime
+import json
 import os
 import random
 import re
@@ -196,9 +197,10 @@ def test_with_multiplexing_asked_for(world: World) -> None:
 def test_an_unreadable_client_cert_is_an_error(world: World, client_cert: str) -> None:
     process = hand_started(world, client_cert)
     out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (1, b"")
-    assert "PLUGIN_CLIENT_CERT is not a certificate in PEM" in err.decode()
-    assert "Traceback" not in err.decode()
+    assert process.returncode == 1
+    for text in (out.decode(), json.loads(err)["@message"]):
+        assert "the host's PLUGIN_CLIENT_CERT is not a certificate in PEM" in text
+    assert "stacktrace" not in err.decode()
 
 
 def test_without_auto_mtls_nothing_of_it_is_started(world: World) -> None:
@@ -216,7 +218,7 @@ def test_nothing_else_listens(world: World) -> None:
     host = probe.start(world, **MTLS)
     listening = [
         connection
-        for process in world.plugins()
+        for process in (*world.plugins(), *world.companions())
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
@@ -254,10 +256,10 @@ def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
     try:
         for number in range(20):
             assert probe.do(host, "echo", number) == number
-        terminator = next(process for process in world.plugins() if process.pid != world.plugin().pid)
-        before = sum(terminator.cpu_times()[:2])
+        companion = world.companion()
+        before = sum(companion.cpu_times()[:2])
         time.sleep(1)
-        assert sum(terminator.cpu_times()[:2]) - before < 0.3  # they cost no time while they say nothing
+        assert sum(companion.cpu_times()[:2]) - before < 0.3  # they cost no time while they say nothing
         assert eventually(lambda: len(refusals(host)) == 200)
         assert 9 < time.monotonic() - begin < 20
         assert all("did not finish the TLS handshake" in text for text in refusals(host))
@@ -285,10 +287,10 @@ def test_a_thousand_connections_at_once(world: World) -> None:
 def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
     host = probe.start(world, **MTLS)
     port = port_of(host)
-    (terminator,) = (process for process in world.plugins() if process.pid != world.plugin().pid)
+    companion = world.companion()
 
     def refused(times: int) -> int:
-        """Bytes that the TLS terminator holds after that."""
+        """Bytes that the companion holds after that."""
         for _ in range(times):
             with socket.create_connection(("127.0.0.1", port), timeout=15) as connection:
                 connection.sendall(b"\x16\x03\x01\x3e\x80" + bytes(16000))  # the beginning of a hello
@@ -296,7 +298,7 @@ def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
                 with contextlib.suppress(ConnectionError):
                     while connection.recv(4096):
                         pass
-        rss: int = terminator.memory_info().rss
+        rss: int = companion.memory_info().rss
         return rss
 
     before = refused(100)
@@ -304,7 +306,7 @@ def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
 
 
 def test_mutated_hellos(world: World) -> None:
-    """A thousand: none is served, none ends the terminator, the host is served in between."""
+    """A thousand: none is served, none ends the companion, the host is served in between."""
     host = probe.start(world, **MTLS)
     port = port_of(host)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -334,11 +336,11 @@ def test_mutated_hellos(world: World) -> None:
                 pass
         if number % 100 == 0:
             assert probe.do(host, "echo", number) == number
-    assert len(world.plugins()) == 2
+    assert len(world.companions()) == 1
     assert eventually(lambda: len(refusals(host)) == 1000)
 
 
-@pytest.mark.parametrize("victim", ["plugin", "terminator", "host"])
+@pytest.mark.parametrize("victim", ["plugin", "companion", "host"])
 def test_killed_under_load(world: World, victim: str) -> None:
     """By SIGKILL: whichever it is, the others are gone within 2 s, and nothing is left."""
     host = probe.start(world, shell=True, **MTLS)
@@ -346,33 +348,33 @@ def test_killed_under_load(world: World, victim: str) -> None:
         host.begin("mirror", method="/probe.Streams/mirror", repeat=10_000, size=1_000_000)
     time.sleep(0.5)
     plugin = world.plugin()
-    terminator = next(process for process in world.plugins() if process.pid != plugin.pid)
+    companion = world.companion()
     begin = time.monotonic()
-    pids = {"plugin": plugin.pid, "terminator": terminator.pid, "host": host.process.pid}
+    pids = {"plugin": plugin.pid, "companion": companion.pid, "host": host.process.pid}
     os.kill(pids[victim], signal.SIGKILL)
-    assert eventually(lambda: not world.plugins(), 2)
+    assert world.gone(2)
     assert time.monotonic() - begin < 2
-    if victim == "terminator":
-        assert host.logged("leaving: the TLS terminator died", **{"@level": "error"})
+    if victim == "companion":
+        assert host.logged("the companion process has died", **{"@level": "error"})
 
 
 def test_sigterm_and_sigint_to_all(world: World) -> None:
-    """The terminator stays until the plugin's calls are done."""
+    """The companion stays until the plugin's calls are done."""
     host = probe.start(world, **MTLS)
     call = host.begin("call", method="/probe.Probe/sleep", message=b"0.8")
     time.sleep(0.2)
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        for process in world.plugins():
+        for process in (*world.plugins(), *world.companions()):
             process.send_signal(signal_number)
     assert call()["message"] == b"null"
-    assert eventually(lambda: not world.plugins(), 2)
+    assert world.gone(2)
 
 
 def test_one_gigabyte_each_way(world: World) -> None:
     host = probe.start(world, **MTLS)
     host.ask("mirror", method="/probe.Streams/mirror", repeat=16, size=64 << 20)
-    terminator = next(process for process in world.plugins() if process.pid != world.plugin().pid)
-    assert terminator.memory_info().rss < 80 << 20
+    companion = world.companion()
+    assert companion.memory_info().rss < 80 << 20
 
 
 def test_reflection_and_health_are_behind_it(world: World) -> None:
@@ -389,7 +391,7 @@ def test_broker_refuses_strangers_too(world: World) -> None:
     probe.do(host, "accept", 1)
     ports = {
         connection.laddr.port
-        for process in world.plugins()
+        for process in (*world.plugins(), *world.companions())
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
@@ -459,18 +461,38 @@ def test_its_files_may_be_missing(world: World, files: dict[str, Path]) -> None:
     env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": "missing:missing:missing"}
     process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env=env)
     out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (1, b"")
-    assert "No such file or directory" in err.decode()
-    assert "Traceback" not in err.decode()
+    assert process.returncode == 1
+    for text in (out.decode(), json.loads(err)["@message"]):
+        assert "This plugin cannot use its own certificate: TLSFiles(certificate='missing'" in text
+        assert "No such file or directory" in text
+    assert "stacktrace" not in err.decode()
 
 
-def test_without_fork_grpcio_does_it_and_says_so(world: World) -> None:
-    """As on Windows: the host is served with TLS, and the log says that callers are not verified."""
+def test_without_fork_the_plugin_says_that_it_cannot(world: World) -> None:
+    """As on Windows."""
+    host = world.host(PLUGINS / "without_fork.py", **MTLS)
+    with pytest.raises(CallError, match="goplugin: The host asks for AutoMTLS, which needs a process beside this one"):
+        host.ask("start")
+    assert host.logged("(this system has no fork or no Unix sockets). Turn AutoMTLS off", **{"@level": "error"})
+
+
+def test_without_fork_grpcio_does_it_if_that_is_allowed(world: World) -> None:
+    """The host is served with TLS, and the log says that everybody else is, too."""
+    world.env["ALLOW_UNVERIFIED_CALLERS"] = "1"
     host = world.started(PLUGINS / "without_fork.py", **MTLS)
     put(host, "k", b"v")
     assert get(host, "k") == b"v" + SUFFIX
-    assert host.logged("callers are not verified", **{"@level": "warn"})
-    assert len(world.plugins()) == 1
+    assert host.logged("whoever can connect is served", **{"@level": "warn"})
+    assert served(port_of(host), client_context(None))
+    assert not world.companions()
+
+
+def test_without_fork_and_auto_mtls_the_plugin_just_works(world: World) -> None:
+    host = world.started(PLUGINS / "without_fork.py")
+    put(host, "k", b"v")
+    assert host.logged("no companion process (this system has no fork", **{"@level": "warn"})
+    host.process.kill()  # which it notices by itself
+    assert world.gone(2)
 
 
 def test_a_long_temporary_folder(world: World) -> None:
@@ -487,12 +509,12 @@ def test_a_long_temporary_folder(world: World) -> None:
     long.rmdir()
 
 
-def test_children_do_not_keep_the_terminator(world: World) -> None:
+def test_children_do_not_keep_the_companion(world: World) -> None:
     """A child by fork holds no end of its socket pair."""
     host = probe.start(world, **MTLS)
     forked = psutil.Process(probe.do(host, "fork"))
-    terminator = next(process for process in world.plugins() if process.pid not in (world.plugin().pid, forked.pid))
+    companion = world.companion()
     plugin = world.plugin()
     plugin.kill()
-    assert eventually(lambda: not terminator.is_running() or terminator.status() == psutil.STATUS_ZOMBIE, 2)
+    assert eventually(lambda: not companion.is_running() or companion.status() == psutil.STATUS_ZOMBIE, 2)
     forked.kill()

@@ -1,6 +1,7 @@
 """From the start of the script to its handshake line, as a host and as a person see it."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -9,11 +10,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import probe
 import pytest
 from conftest import PLUGINS, ROOT, CallError, World
 from kv import put
+
+from goplugin import HandshakeConfig, environment
+from goplugin.handshake import handshake_line
 
 HOSTS_VARIABLES = {
     "BASIC_PLUGIN": "hello",
@@ -70,8 +75,10 @@ def test_two_plugins_never_share_a_port(world: World) -> None:
     assert len(set(addresses)) == 16
     late = start()
     out, err = late.communicate()
-    assert (late.returncode, out) == (1, b"")
-    assert f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={low} to PLUGIN_MAX_PORT={low + 15} is free" in err.decode()
+    assert late.returncode == 1
+    reason = f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={low} to PLUGIN_MAX_PORT={low + 15} is free"
+    assert out.decode().startswith(f"goplugin: This plugin cannot listen: {reason}")
+    assert reason in json.loads(err)["@message"]
     for process in processes:
         assert end(process)[0] == 0
 
@@ -93,11 +100,19 @@ def test_any_port_where_the_host_names_none(world: World) -> None:
         ("10000", "65536", "PLUGIN_MAX_PORT='65536' is not a port"),
     ],
 )
-def test_an_invalid_range_is_a_clear_error(world: World, low: str, high: str, error: str) -> None:
-    process = run(world, PLUGIN_MIN_PORT=low, PLUGIN_MAX_PORT=high)
+def test_an_invalid_range(low: str, high: str, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        environment.parse({"PLUGIN_MIN_PORT": low, "PLUGIN_MAX_PORT": high})
+
+
+def test_an_invalid_range_is_a_clear_error(world: World) -> None:
+    process = run(world, PLUGIN_MIN_PORT="ten")
     out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (1, b"")
-    assert error in err.decode()
+    assert process.returncode == 1
+    assert out.decode().startswith("goplugin: This plugin cannot start: PLUGIN_MIN_PORT='ten' is not a port")
+    record = json.loads(err)
+    assert record["@level"] == "error"
+    assert "PLUGIN_MIN_PORT='ten' is not a port" in record["@message"]
     assert "Traceback" not in err.decode()
 
 
@@ -112,13 +127,6 @@ def test_started_by_a_person(world: World, value: str | None) -> None:
     assert 'KV_PLUGIN="python plugin.py"\n    go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
     assert "Traceback" not in text
     assert len(text.splitlines()) < 13
-
-
-def test_a_host_with_another_cookie_is_told_the_same(world: World) -> None:
-    process = run(world, BASIC_PLUGIN="goodbye")
-    out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (1, b"")
-    assert b"This program is a plugin" in err
 
 
 @pytest.mark.parametrize(
@@ -137,13 +145,26 @@ def test_a_host_with_another_cookie_is_told_the_same(world: World) -> None:
         ("5,6", "9" * 5000 + ",6", 6),
     ],
 )
-def test_app_protocol_version(world: World, served: str, offered: str, chosen: int) -> None:
-    variables = {"PROBE_COOKIE": "probe", "PROBE_VERSIONS": served, "PLUGIN_PROTOCOL_VERSIONS": offered}
-    process = run(world, script=PLUGINS / "probe_plugin.py", **variables)
-    assert line(process).split("|")[:2] == ["1", str(chosen)]
-    code, _, err = end(process)
-    assert code == 0
-    assert ("is not a number" in err) == bool(re.search("six|_|9999", offered))
+def test_app_protocol_version(served: str, offered: str, chosen: int) -> None:
+    settings = environment.parse({"PLUGIN_PROTOCOL_VERSIONS": offered})
+    config = HandshakeConfig([int(version) for version in served.split(",")], "key", "value")
+    assert config.choose_version(settings.protocol_versions) == chosen
+    assert bool(settings.ignored) == bool(re.search("six|_|9999", offered))
+    assert all("is not a number" in text for text in settings.ignored)
+
+
+@pytest.mark.parametrize("config", [([], "key", "value"), ([1], "", "value"), ([1], "key", "")])
+def test_a_config_that_is_not_complete(config: Any) -> None:
+    with pytest.raises(ValueError, match="HandshakeConfig"):
+        HandshakeConfig(*config).check()
+
+
+def test_handshake_line() -> None:
+    address = ("tcp", "127.0.0.1:10001")
+    assert handshake_line(1, *address) == "1|1|tcp|127.0.0.1:10001|grpc"
+    assert handshake_line(5, *address, "CERT") == "1|5|tcp|127.0.0.1:10001|grpc|CERT"
+    assert handshake_line(5, *address, "", "false") == "1|5|tcp|127.0.0.1:10001|grpc||false"
+    assert handshake_line(6, "unix", "/tmp/x", "CERT", "false") == "1|6|unix|/tmp/x|grpc|CERT|false"
 
 
 def test_the_host_says_that_no_version_is_common(world: World) -> None:
@@ -179,15 +200,6 @@ def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
     )
     out, err = process.communicate(timeout=10)
     assert (out, err) == (b"", b"result default_int_handler\n")
-
-
-def test_without_its_packages_it_says_so(world: World) -> None:
-    process = world.run(sys.executable, "-S", ROOT / "plugin.py")
-    out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (1, b"")
-    assert err.decode() == (
-        "No module named 'grpc': this plugin needs the packages of requirements.txt, see README.md\n"
-    )
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "2>&-"])

@@ -16,7 +16,7 @@ ALSO_WITH_AUTO_MTLS = True
 
 
 def gone_within(world: World, seconds: float) -> bool:
-    return bool(eventually(lambda: not world.plugins(), seconds))
+    return world.gone(seconds)
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
@@ -185,7 +185,7 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
         with contextlib.suppress(CallError):
             host.ask("start")
             host.ask("ping")  # its streams are open by now
-        assert eventually(lambda: not world.plugins(), 5)
+        assert world.gone(5)
         assert any(text in str(record) for record in host.log())
         for folder in world.folder.iterdir():
             assert not list(folder.iterdir())

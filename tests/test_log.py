@@ -29,6 +29,7 @@ def odd(world: World, case: str) -> dict[str, Any]:
     [(5, "trace"), (10, "debug"), (20, "info"), (30, "warn"), (40, "error"), (50, "error"), (25, "info")],
 )
 def test_level_module_message_and_pairs(world: World, level: int, name: str) -> None:
+    world.env["PLUGIN_LOG_LEVEL"] = "trace"
     host = probe.start(world)
     probe.do(host, "log", [level, "hello wörld", {"count": 3, "who": "me", "list": [1, "two"], "nothing": None}])
     record = host.logged("hello wörld", **{"@module": "probe.module"})
@@ -115,12 +116,15 @@ def test_uncaught_exceptions_everywhere(world: World) -> None:
     failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
     with contextlib.suppress(CallError):
         failing.ask("start")
-    record = failing.logged("uncaught exception: RuntimeError", **{"@level": "error"})
+    record = failing.logged("the plugin ends: RuntimeError", **{"@level": "error"})
     assert record
     assert "main fails" in record["stacktrace"]
 
 
-@pytest.mark.parametrize(("setting", "seen"), [("warn", [30, 40]), ("DEBUG", [10, 20, 30, 40]), ("off", []), ("", [5])])
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [("warn", [30, 40]), ("DEBUG", [10, 20, 30, 40]), ("off", []), ("", [20, 30, 40]), ("verbose", [20, 30, 40])],
+)
 def test_level_follows_the_environment(world: World, setting: str, seen: list[int]) -> None:
     world.env["PLUGIN_LOG_LEVEL"] = setting
     host = probe.start(world)
@@ -129,8 +133,8 @@ def test_level_follows_the_environment(world: World, setting: str, seen: list[in
     host.ask("kill")
     text = "".join(record["@message"] for record in host.log())
     for level in (5, 10, 20, 30, 40):
-        assert (f"record of level {level}" in text) == (level in seen or setting == "")
-    assert ("is no level" in text) == (setting == "")
+        assert (f"record of level {level}" in text) == (level in seen)
+    assert ("PLUGIN_LOG_LEVEL=verbose is not a level" in text) == (setting == "verbose")
 
 
 def test_timestamps_have_six_digits() -> None:

@@ -43,12 +43,12 @@ def test_the_four_steps_are_lines_of_the_plugin() -> None:
 
 
 def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
-    (tmp_path / "goplugin").mkdir()
-    for proto in ("kv.proto", "goplugin/host.proto"):
+    (tmp_path / "goplugin" / "services").mkdir(parents=True)
+    for proto in ("kv.proto", "goplugin/services/host.proto"):
         shutil.copy(ROOT / proto, tmp_path / proto)
     (line,) = re.findall(r"^protos:.*\n\t(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     subprocess.run(line.replace(".venv/bin/python", sys.executable), shell=True, cwd=tmp_path, check=True)
-    for stem in ("kv", "goplugin/host"):
+    for stem in ("kv", "goplugin/services/host"):
         for ending in GENERATED:
             assert (ROOT / (stem + ending)).read_text() == (tmp_path / (stem + ending)).read_text()
 

@@ -13,7 +13,9 @@ import pytest
 from conftest import eventually
 from test_automtls import certificate_in, client_context, make_certificate
 
-from goplugin import automtls, relay
+from goplugin.companion import relay, tls
+from goplugin.companion.loop import READ, Loop
+from goplugin.environment import Environment
 
 MB = 1_000_000
 
@@ -23,13 +25,14 @@ class Ends:
 
     def __init__(self, folder: Path) -> None:
         path = make_certificate(folder, "host")
-        relays = relay.Relays(automtls.auto_mtls_contexts(certificate_in(path), str(folder)))
-        self._control, theirs = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, args=(relays, theirs))
+        self._loop = Loop()
+        relays = relay.Relays(self._loop, tls.auto_mtls_contexts(certificate_in(path), str(folder)), Environment())
+        self._control, self._theirs = socket.socketpair()
+        self._thread = threading.Thread(target=self._run)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
-        _, address = relays.listen("unix", str(folder / "plain"))
+        _, address = relays.listen(str(folder / "plain"))
         self._thread.start()
         caller = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
         self.caller = client_context(path).wrap_socket(caller)
@@ -38,21 +41,17 @@ class Ends:
             end.settimeout(10)
         self.relays = relays
 
-    @staticmethod
-    def _run(relays: relay.Relays, control: socket.socket) -> None:
-        def command() -> None:
-            raise EOFError
-
-        with contextlib.suppress(EOFError), control:
-            relays.run(control, command)
-        for key in list(relays.selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.close()
-        relays.selector.close()
+    def _run(self) -> None:
+        stopped: list[int] = []
+        self._loop.watch(self._theirs, READ, stopped.append)
+        while not stopped:
+            self._loop.run_once(self.relays.expire() if hasattr(self, "relays") else 1)
+        self._theirs.close()
+        self.relays.close_all()
 
     def connections(self) -> int:
         """Sockets that the relay still has of the connection."""
-        return len(self.relays.selector.get_map()) - 2  # the control's and the listener's
+        return len(self._loop._callbacks) - 2  # the control's and the listener's
 
     def close(self) -> None:
         self._control.close()

@@ -103,6 +103,8 @@ def _run(environment: Environment, plugin: int, parent: int, control: socket.soc
     # It leaves with the plugin, which has calls to finish after a SIGTERM, not before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write("companion")  # for ps and top, on Linux
     sys.settrace(None)
     sys.setprofile(None)
     gc.enable()  # it was off while goplugin is imported
@@ -115,6 +117,6 @@ def _run(environment: Environment, plugin: int, parent: int, control: socket.soc
 
     try:
         Process(environment, plugin, parent, control, stderr).run()
-    except Exception:
+    except Exception:  # noqa: BLE001 whatever it is, it must reach the host's log
         log.write = outputs.write_record
         log.get_logger("goplugin.companion").exception("the companion process failed")

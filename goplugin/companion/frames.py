@@ -1,10 +1,10 @@
-"""Log records and other output on one pipe: how records stay whole. Bytes in, bytes out, no file descriptors.
+r"""Log records and other output on one pipe: how records stay whole. Bytes in, bytes out, no file descriptors.
 
 The plugin, its children and theirs write to the pipe as stderr, as they please. The system keeps a write of up to
 PIPE_BUF bytes in one piece; what is longer may have the writes of others inside. So a log record travels in frames that
 are short enough, and the companion puts it together again:
 
-    MARK NAME " " ("+" if more follows, "." if it ends here) PIECE "\\n"
+    MARK NAME " " ("+" if more follows, "." if it ends here) PIECE "\n"
 
 NAME is the same in all frames of a record. PIECE is ASCII without control characters.
 """

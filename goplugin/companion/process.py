@@ -9,6 +9,7 @@ plugin's end of that closes, the plugin is gone.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import select
@@ -63,7 +64,7 @@ class Process:
             self._loop.watch(self._control, READ, lambda events: self._on_control())
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
             for fd, events in self._host.fds() if self._leaves_with_host else ():
-                self._loop.watch(fd, events, lambda events, fd=fd: self._on_host(fd))
+                self._loop.watch(fd, events, functools.partial(self._on_host, fd))
             while not self._plugin_left:
                 self._loop.run_once(self._timeout())
         finally:
@@ -88,7 +89,7 @@ class Process:
             times.append(self._host.timeout())
         return min((seconds for seconds in times if seconds is not None), default=None)
 
-    def _on_host(self, fd: int) -> None:
+    def _on_host(self, fd: int, events: int = 0) -> None:
         if fd >= 0:
             self._loop.forget(fd)
         if self._leaves_with_host and self._host.gone(fd):

@@ -4,6 +4,12 @@ import os
 
 del os.fork
 
+import goplugin
+
+import functools
+
 import plugin
 
+if "ALLOW_UNVERIFIED_CALLERS" in os.environ:
+    plugin.goplugin.Plugin = functools.partial(goplugin.Plugin, allow_unverified_callers=True)  # type: ignore[misc, assignment]
 plugin.main()

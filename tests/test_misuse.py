@@ -1,0 +1,241 @@
+"""What authors of plugins do wrong: each mistake is told once, at error, in the host's log, and in the host's own error."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, CallError, Host, World
+from kv import get, put
+
+# A plugin that is right; the mistakes replace some of its lines.
+RIGHT = """\
+import goplugin
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import sys, threading, time
+import kv_pb2_grpc
+from plugin import HANDSHAKE, KVServicer
+plugin = goplugin.Plugin(HANDSHAKE)
+server = grpc.server(**plugin.server_arguments)
+kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)
+health_servicer = health.HealthServicer()
+health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
+health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+print(plugin.listen(server), flush=True)
+plugin.wait()
+"""
+
+# The line that is wrong, what stands there instead, and what the log says. After each of them the plugin has ended.
+ENDS = {
+    "the handshake line is not printed": (
+        "print(plugin.listen(server), flush=True)",
+        "plugin.listen(server)",
+        "plugin.wait() was called, and the handshake line was not printed: write print(plugin.listen(server), flush=True)",
+    ),
+    "the handshake line goes to a descriptor": (
+        "print(plugin.listen(server), flush=True)",
+        "import os; os.write(1, plugin.listen(server).encode() + b'\\n')",
+        "the handshake line was not printed",
+    ),
+    "no listen": (
+        "print(plugin.listen(server), flush=True)\nplugin.wait()\n",
+        "",
+        "main() ended without plugin.listen",
+    ),
+    "wait before listen": ("print(plugin.listen(server), flush=True)\n", "", "plugin.wait() was called before"),
+    "listen twice": (
+        "plugin.wait()",
+        "print(plugin.listen(server), flush=True)",
+        "plugin.listen() was called twice",
+    ),
+    "grpc.aio": (
+        "server = grpc.server(**plugin.server_arguments)",
+        "import asyncio; asyncio.set_event_loop(asyncio.new_event_loop()); server = grpc.aio.server()",
+        "plugin.listen() was given a grpc.aio.server: it needs a grpc.server(...)",
+    ),
+    "not a server": ("plugin.listen(server)", "plugin.listen(plugin)", "it needs what grpc.server(...) returned"),
+    "a second Plugin": ("plugin.wait()", "goplugin.Plugin(HANDSHAKE)", "there is a goplugin.Plugin already"),
+    "in a thread": (
+        "plugin = goplugin.Plugin(HANDSHAKE)",
+        "threading.Thread(target=goplugin.Plugin, args=(HANDSHAKE,)).start(); time.sleep(3600)",
+        "goplugin.Plugin must be created in the main thread",
+    ),
+    "started already": (
+        "print(plugin.listen(server), flush=True)",
+        "server.start(); print(plugin.listen(server), flush=True)",
+        "call plugin.listen(server) instead of server.start(), which it does itself",
+    ),
+    "no config": (
+        "plugin = goplugin.Plugin(HANDSHAKE)",
+        "plugin = goplugin.Plugin(HANDSHAKE._replace(protocol_versions=[]))",
+        "HandshakeConfig.protocol_versions is empty",
+    ),
+    "another cookie": (
+        "plugin = goplugin.Plugin(HANDSHAKE)",
+        "plugin = goplugin.Plugin(HANDSHAKE._replace(magic_cookie_value='bye'))",
+        "HANDSHAKE expects BASIC_PLUGIN=bye in the environment, and BASIC_PLUGIN is 'hello'",
+    ),
+    "another cookie's name": (
+        "plugin = goplugin.Plugin(HANDSHAKE)",
+        "plugin = goplugin.Plugin(HANDSHAKE._replace(magic_cookie_key='OTHER'))",
+        "HANDSHAKE expects OTHER=hello in the environment, and OTHER is not set",
+    ),
+    "a missing package": ("import kv_pb2_grpc", "import requestz", "ModuleNotFoundError: No module named 'requestz'"),
+    "an exception at import": ("import kv_pb2_grpc", "1 / 0", "ZeroDivisionError: division by zero"),
+    "sys.exit with a text": ("import kv_pb2_grpc", "sys.exit('no config file')", "the plugin ends: no config file"),
+    "an exception in main": ("plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
+    "sys.exit with a text in main": ("plugin.wait()", "raise SystemExit('no more')", "the plugin ends: no more"),
+    "no wait": ("plugin.wait()\n", "", "main() ended without plugin.wait(), so the plugin ends at once"),
+}
+AFTER_THE_HANDSHAKE = (
+    "listen twice",
+    "a second Plugin",
+    "an exception in main",
+    "sys.exit with a text in main",
+    "no wait",
+)
+
+
+def script(world: World, text: str) -> Path:
+    path = world.folder / "mistaken.py"
+    path.write_text(text)
+    return path
+
+
+def start(world: World, wrong: str, instead: str, **config: Any) -> Host:
+    assert wrong in RIGHT
+    return world.host(script(world, RIGHT.replace(wrong, instead)), **config)
+
+
+def errors(host: Host) -> list[dict[str, Any]]:
+    """What the plugin logged at error."""
+    return [record for record in host.log() if record["@level"] == "error" and "goplugin" in record.get("@module", "")]
+
+
+@pytest.mark.parametrize("mistake", ENDS)
+def test_the_plugin_ends_and_says_why(world: World, mistake: str) -> None:
+    wrong, instead, message = ENDS[mistake]
+    host = start(world, wrong, instead)
+    try:
+        host.ask("start")
+        told = ""
+    except CallError as error:
+        told = str(error)
+    if mistake not in AFTER_THE_HANDSHAKE:  # the host quotes it
+        assert f"goplugin: {message.removeprefix('the plugin ends: ')}"[:60].split(": ")[-1] in told
+    assert world.gone(5)
+    record = host.logged(message, **{"@level": "error"})
+    assert record
+    assert len(errors(host)) == 1
+    exception = "Error" in record["@message"] or "listen() was" in message
+    assert ("stacktrace" in record) >= exception
+    (exited,) = (record for record in host.log() if "plugin process exited" in record["@message"])
+    assert exited["error"] == "exit status 1"
+
+
+@pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
+def test_the_right_plugin_says_nothing(world: World, auto_mtls: bool) -> None:
+    host = start(world, "plugin.wait()", "plugin.wait()", auto_mtls=auto_mtls)
+    host.ask("start")
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 1.5
+    assert errors(host) == []
+
+
+def test_grpc_imported_first_is_told_and_works(world: World) -> None:
+    host = start(world, "import goplugin\nimport grpc\n", "import grpc\nimport goplugin\n")
+    host.ask("start")
+    put(host, "k", b"v")
+    assert host.logged("grpc was imported before goplugin", **{"@level": "error"})
+    assert len(errors(host)) == 1
+
+
+WAYS_TO_PRINT = [
+    "sys.stdout.write(plugin.listen(server) + '\\n')",
+    "print(plugin.listen(server), file=sys.stdout, flush=True)",
+    "sys.stdout.buffer.write(plugin.listen(server).encode() + b'\\n')",
+    "print('before', plugin.listen(server), 'after')",
+    "line = plugin.listen(server); print('in between'); print(line); print(line)",
+]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_PRINT)
+def test_ways_to_print_the_handshake_line(world: World, way: str) -> None:
+    host = start(world, "print(plugin.listen(server), flush=True)", way)
+    host.ask("start")
+    host.ask("ping")
+    assert errors(host) == []
+
+
+WAYS_TO_WAIT = [
+    "server.wait_for_termination()",
+    "while True: time.sleep(1)",
+    "threading.Event().wait()",
+    "while not server.wait_for_termination(60): pass",
+]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WAIT)
+def test_other_ways_to_wait_leave_on_shutdown_too(world: World, way: str) -> None:
+    host = start(world, "plugin.wait()", way)
+    host.ask("start")
+    get_nothing(host)
+    assert host.ask("kill")["seconds"] < 1.9  # the host would kill it after 2 s
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert world.gone(2)
+
+
+def get_nothing(host: Host) -> None:
+    with pytest.raises(CallError, match="NotFound"):
+        get(host, "nothing")
+
+
+def by_hand(world: World, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    process = world.run(sys.executable, ROOT / "plugin.py", *arguments, env={**world.env, **variables})
+    out, err = process.communicate(timeout=20)
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("arguments", [("--debgu",), ("--config", "x"), ("-d",)])
+def test_an_unknown_option_by_hand(world: World, arguments: tuple[str, ...]) -> None:
+    code, out, err = by_hand(world, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Unknown option {arguments[0]}.")
+    assert ("Did you mean --debug?" in err) == (arguments[0] == "--debgu")
+
+
+def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:
+    path = script(world, RIGHT.replace("plugin.listen(server)", "plugin.listen(plugin)"))
+    process = world.run(sys.executable, path, "--debug")
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (1, b"")
+    assert "it needs what grpc.server(...) returned" in err.decode()
+
+
+def test_without_its_packages_it_says_so(world: World) -> None:
+    """Python without site-packages; to a person on stderr, to a host in its log and its error."""
+    code, out, err = by_hand(world)
+    process = world.run(sys.executable, "-S", ROOT / "plugin.py")
+    out_bytes, err_bytes = process.communicate(timeout=20)
+    assert (process.returncode, out_bytes) == (1, b"")
+    assert "No module named 'grpc'" in err_bytes.decode()
+    host = world.host(cmd=[sys.executable, "-S", str(ROOT / "plugin.py")])
+    with pytest.raises(CallError, match="goplugin: ModuleNotFoundError: No module named 'grpc'"):
+        host.ask("start")
+    record = host.logged("No module named 'grpc'", **{"@level": "error"})
+    assert record
+    assert f"(is it installed for {sys.executable}?)" in record["@message"]
+
+
+def test_a_method_that_nobody_wrote(world: World) -> None:
+    """One debug line: hosts try optional methods all the time."""
+    text = RIGHT.replace("KVServicer()", "kv_pb2_grpc.KVServicer()")
+    host = world.host(script(world, text))
+    host.ask("start")
+    for method in ("/proto.KV/Get", "/proto.KV/Delete", "/other.Service/Method"):
+        with pytest.raises(CallError, match="Unimplemented"):
+            host.call(method, b"")
+        assert host.logged(f"{method} is not implemented", **{"@level": "debug"})
+    assert [record for record in host.log() if record.get("@module") == "grpc._server"] == []
+    assert errors(host) == []
