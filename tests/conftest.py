@@ -34,7 +34,7 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """The condition's first true value, waited for; its last value if there is none in time."""
     end = time.monotonic() + seconds
     while not (value := condition()) and time.monotonic() < end:
-        time.sleep(0.01)
+        time.sleep(0.001)
     return value
 
 
@@ -276,11 +276,15 @@ def example(programs: Path) -> Callable[[str], Path]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests."""
+    """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests.
+
+    The second time is for `make test-all`; test_automtls.py has what only AutoMTLS can break.
+    """
     if "world" in metafunc.fixturenames:
         both = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False)
         plain_only = metafunc.definition.get_closest_marker("plain_only")
-        metafunc.parametrize("world", ["plain", "AutoMTLS"] if both and not plain_only else ["plain"], indirect=True)
+        again = [pytest.param("AutoMTLS", marks=pytest.mark.slow)] if both and not plain_only else []
+        metafunc.parametrize("world", ["plain", *again], indirect=True)
 
 
 @pytest.fixture

@@ -248,6 +248,7 @@ def test_the_key_is_on_disk_only_while_it_is_loaded(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["host.pem"]
 
 
+@pytest.mark.slow
 def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
     host = probe.start(world, **MTLS)
     port = port_of(host)
@@ -305,6 +306,7 @@ def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
     assert refused(400) - before < 10_000_000
 
 
+@pytest.mark.slow
 def test_mutated_hellos(world: World) -> None:
     """A thousand: none is served, none ends the companion, the host is served in between."""
     host = probe.start(world, **MTLS)
@@ -370,6 +372,7 @@ def test_sigterm_and_sigint_to_all(world: World) -> None:
     assert world.gone(2)
 
 
+@pytest.mark.slow
 def test_one_gigabyte_each_way(world: World) -> None:
     host = probe.start(world, **MTLS)
     host.ask("mirror", method="/probe.Streams/mirror", repeat=16, size=64 << 20)

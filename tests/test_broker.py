@@ -194,7 +194,7 @@ def test_garbage_infos(world: World, network: str, address: str, error: str) -> 
     host.ask("send", stream=1, message=info.SerializeToString())
     with pytest.raises(CallError, match=f"{error}|UNAVAILABLE"):
         probe.do(host, "dial", [9, "x", 1])
-    assert any(re.search(error, str(record)) for record in host.log())
+    assert eventually(lambda: any(re.search(error, str(record)) for record in host.log()))
     assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
 
 

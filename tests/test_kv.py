@@ -1,18 +1,19 @@
 """The KV service, as a Go host and go-plugin's own KV programs see it."""
 
+import contextlib
+import functools
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from conftest import PATIENCE, PLUGINS, ROOT, CallError, World
+from conftest import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 
 import kv_pb2
@@ -52,7 +53,13 @@ def test_put_survives_sigkill(world: World) -> None:
     assert (world.folder / "kv_hello").read_bytes() == b"world" + SUFFIX
 
 
+def is_being_written(folder: Path, size: int) -> bool:
+    return any(file.stat().st_size > size for file in folder.glob(".kv_*"))
+
+
+@pytest.mark.slow
 def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
+    midway = 0
     for attempt in range(8):
         host = world.started()
         put(host, "hello", b"old")
@@ -62,20 +69,21 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
             message=kv_pb2.PutRequest(key="hello", value=b"new" * 20_000_000).SerializeToString(),
         )
         # Killed while the new value is being written: its file stands beside, incomplete.
-        end = time.monotonic() + PATIENCE
-        while not any(file.stat().st_size > attempt * 5_000_000 for file in world.folder.glob(".kv_*")):
-            assert time.monotonic() < end, "no file is written beside"
-            time.sleep(0.001)
+        size = attempt * 5_000_000
+        eventually(functools.partial(is_being_written, world.folder, size), 2)
         world.plugin().kill()
-        with pytest.raises(CallError):
+        with contextlib.suppress(CallError):  # on a slow machine it may have been done in time
             begun()
         host.close()
         value = (world.folder / "kv_hello").read_bytes()
         assert value in (b"old" + SUFFIX, b"new" * 20_000_000 + SUFFIX)
         for file in world.folder.glob(".kv_*"):
+            midway += 1
             file.unlink()
+    assert midway
 
 
+@pytest.mark.slow
 def test_16_puts_at_once_leave_one_of_them(world: World) -> None:
     """And whoever reads meanwhile finds one whole value, of those of quite different lengths."""
     host = world.started()

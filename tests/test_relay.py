@@ -48,6 +48,9 @@ class Ends:
             self._loop.run_once(self.relays.expire() if hasattr(self, "relays") else 1)
         self._theirs.close()
         self.relays.close_all()
+        for callback in list(self._loop._callbacks.values()):
+            if isinstance(connection := getattr(callback, "__self__", None), relay.Relay):
+                connection._close()
 
     def connections(self) -> int:
         """Sockets that the relay still has of the connection."""

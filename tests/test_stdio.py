@@ -32,6 +32,7 @@ def test_both_streams_reach_the_host(world: World) -> None:
     assert eventually(lambda: stdio(host) == expected), stdio(host)
 
 
+@pytest.mark.slow
 def test_bytes_are_unchanged_100_mb_in_a_row(world: World) -> None:
     host = probe.start(world)
     before = probe.do(host, "memory")
