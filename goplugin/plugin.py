@@ -129,7 +129,7 @@ class Plugin:
         if inspect.iscoroutinefunction(getattr(server, "start", None)):
             raise TypeError("plugin.listen() was given a grpc.aio.server: it needs a grpc.server(...)")
         if not callable(getattr(server, "add_generic_rpc_handlers", None)):
-            raise TypeError(f"plugin.listen() was given a {type(server).__name__}: it needs what grpc.server(...) returned")
+            raise TypeError(f"plugin.listen() needs what grpc.server(...) returned, not a {type(server).__name__}")
         if self._server:
             raise RuntimeError("plugin.listen() was called twice")
         services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._threads)

@@ -114,6 +114,10 @@ class Host:
         found: dict[str, Any] | None = eventually(find)
         return found
 
+    def logged_now(self, text: str) -> bool:
+        """Whether it logged the text anywhere, so far."""
+        return any(text in str(record) for record in self.log())
+
     def close(self) -> None:
         """End the host as programs end: it kills its plugin first."""
         if self.process.poll() is None:

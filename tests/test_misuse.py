@@ -56,7 +56,11 @@ ENDS = {
         "import asyncio; asyncio.set_event_loop(asyncio.new_event_loop()); server = grpc.aio.server()",
         "plugin.listen() was given a grpc.aio.server: it needs a grpc.server(...)",
     ),
-    "not a server": ("plugin.listen(server)", "plugin.listen(plugin)", "it needs what grpc.server(...) returned"),
+    "not a server": (
+        "plugin.listen(server)",
+        "plugin.listen(plugin)",
+        "plugin.listen() needs what grpc.server(...) returned, not a Plugin",
+    ),
     "a second Plugin": ("plugin.wait()", "goplugin.Plugin(HANDSHAKE)", "there is a goplugin.Plugin already"),
     "in a thread": (
         "plugin = goplugin.Plugin(HANDSHAKE)",
@@ -221,7 +225,7 @@ def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:
     process = world.run(sys.executable, path, "--debug")
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (1, b"")
-    assert "it needs what grpc.server(...) returned" in err.decode()
+    assert "plugin.listen() needs what grpc.server(...) returned" in err.decode()
 
 
 def test_without_its_packages_it_says_so(world: World) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import certificate_in, client_context, make_certificate
 from conftest import eventually
-from test_automtls import certificate_in, client_context, make_certificate
 
 from goplugin.companion import relay, tls
 from goplugin.companion.loop import READ, Loop

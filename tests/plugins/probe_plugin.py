@@ -60,6 +60,12 @@ class Probe:
         self.plugin = plugin
         self.accepted: dict[int, Any] = {}
 
+    def run(self, code: str, context: grpc.ServicerContext) -> Any:
+        """Run Python code; its `result`, if it has one."""
+        names: dict[str, Any] = {"plugin": self.plugin}
+        exec(code, names)  # noqa: S102
+        return names.get("result")
+
     def echo(self, argument: Any, context: grpc.ServicerContext) -> Any:
         return argument
 
@@ -285,6 +291,11 @@ class Streams:
         for request in requests:
             yield b"you said " + request
 
+    def run(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """One message, then run Python code."""
+        yield b"begun"
+        exec(request.decode())  # noqa: S102
+
     def hold(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """One message, then nothing until the caller leaves."""
         left = threading.Event()
@@ -308,6 +319,7 @@ def add_to_server(probe: Probe, server: grpc.Server) -> None:
         "sum": grpc.stream_unary_rpc_method_handler(streams.sum),
         "chat": grpc.stream_stream_rpc_method_handler(streams.chat),
         "hold": grpc.unary_stream_rpc_method_handler(streams.hold),
+        "run": grpc.unary_stream_rpc_method_handler(streams.run),
     }
     services = [("probe.Probe", handlers), ("probe.Streams", stream_handlers)]
     # A service of its own for each app protocol version, as with go-plugin's VersionedPlugins.

@@ -1,0 +1,276 @@
+"""The process beside the plugin: what it does for the plugin, and what becomes of it."""
+
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import probe
+import pytest
+from certificates import certificate_in, client_context, make_certificate
+from conftest import ROOT, CallError, Host, World, eventually
+from kv import SUFFIX, get, put
+from test_automtls import served
+from test_handshake import HOSTS_VARIABLES, line
+
+ALSO_WITH_AUTO_MTLS = True
+
+
+def test_the_plugin_has_no_child(world: World) -> None:
+    """Its own os.wait(), and listings of its children, never meet the companion."""
+    host = probe.start(world)
+    code = "import os\ntry: os.waitpid(-1, os.WNOHANG)\nexcept ChildProcessError: result = 'none'"
+    assert probe.do(host, "run", code) == "none"
+    assert probe.do(host, "run", code.replace("os.waitpid(-1, os.WNOHANG)", "os.wait()")) == "none"
+    assert world.plugin().children() == []
+    assert world.companion().ppid() != world.plugin().pid
+
+
+@pytest.mark.plain_only("under AutoMTLS the plugin leaves: test_automtls.py")
+def test_the_plugin_goes_on_when_the_companion_has_died(world: World) -> None:
+    host = probe.start(world)
+    world.companion().kill()
+    assert host.logged("the companion process has died", **{"@level": "error"})
+    assert probe.do(host, "echo", "still here") == "still here"
+    probe.do(host, "log", [20, "and logs " + "x" * 10_000, {"count": 3}])
+    assert host.logged("and logs", **{"@level": "info", "count": 3})
+    probe.do(host, "run", "import os; os.system('echo a child')")
+    assert host.logged("a child")
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+STARTS_THREADS = """\
+import hashlib, threading, sys
+def compute():
+    while True: hashlib.sha256(b"x" * 1000000); sys.stdout.flush()
+for _ in range(3): threading.Thread(target=compute, daemon=True).start()
+"""
+
+
+def test_threads_that_are_there_before(world: World) -> None:
+    """As a debugger or a tracer starts them."""
+    script = world.folder / "threads.py"
+    script.write_text(STARTS_THREADS + "import plugin\nplugin.main()\n")
+    world.env["PYTHONWARNINGS"] = "error"
+    host = world.started(script)
+    put(host, "k", b"v")
+    assert get(host, "k") == b"v" + SUFFIX
+    assert not host.logged_now("Warning")
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+@pytest.mark.parametrize("victim", ["host", "shell"])
+def test_without_pidfd(world: World, victim: str) -> None:
+    """As on macOS and in sandboxes: plugin and companion look for the parent twice a second."""
+    script = world.folder / "without.py"
+    script.write_text("import os\ndel os.pidfd_open\nimport plugin\nplugin.main()\n")
+    host = world.started(script, shell=True)
+    put(host, "k", b"v")
+    if victim == "host":
+        host.process.kill()
+    else:
+        next(process for process in world.processes() if process.name() in ("sh", "dash")).kill()
+    assert world.gone(3)
+
+
+@pytest.mark.parametrize("where", ["handler", "after the host"])
+def test_c_code_that_holds_the_gil(world: World, where: str) -> None:
+    """The plugin cannot leave by itself: the companion ends it."""
+    host = probe.start(world)
+    match = "import re; re.match(r'(a+)+$', 'a' * 40 + 'b')"
+    host.begin("call", method="/probe.Probe/run", message=json.dumps(match).encode())
+    plugin = world.plugin()
+    assert eventually(lambda: plugin.cpu_times().user > 0.6)
+    host.process.kill()
+    assert world.gone(3.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM])
+def test_signals_to_the_process_group(world: World, number: signal.Signals) -> None:
+    """As from a terminal that closes. Nothing stays, no file either; the companion ends last."""
+    host = probe.start(world)
+    probe.do(host, "run", "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))")
+    group = os.getpgid(world.plugin().pid)
+    for process in (*world.plugins(), *world.companions()):
+        assert os.getpgid(process.pid) == group
+        process.send_signal(number)
+    assert world.gone(3)
+
+
+def test_nohup_stays(world: World) -> None:
+    host = world.started(cmd=["sh", "-c", f"trap '' HUP; exec {sys.executable} {ROOT / 'plugin.py'}"])
+    world.plugin().send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    put(host, "k", b"v")
+
+
+@pytest.mark.plain_only("it has a host of its own, with AutoMTLS")
+def test_tls_goes_on_when_nobody_reads_stderr(world: World, tmp_path: Path) -> None:
+    script = world.folder / "talks.py"
+    script.write_text(
+        "import goplugin, threading, logging, plugin\n"
+        "def talk():\n    while True: logging.error('x' * 1000)\n"
+        "threading.Timer(0.5, talk).start()\nplugin.main()\n"
+    )
+    path = make_certificate(tmp_path, "host")
+    env = {**world.env, **HOSTS_VARIABLES, "PLUGIN_CLIENT_CERT": certificate_in(path)}
+    process = world.run(sys.executable, script, env=env)
+    port = int(line(process).split("|")[3].rpartition(":")[2])
+    time.sleep(1.5)  # by now all pipes are full
+    for _ in range(5):
+        assert served(port, client_context(path))
+        assert not served(port, client_context(None))
+
+
+def has_exited(host: Host) -> bool:
+    return bool(host.ask("exited")["exited"])
+
+
+def test_the_last_words_arrive(world: World) -> None:
+    """What was written just before the process ends, in whatever way."""
+    for number, end in enumerate(["os._exit(3)", "os.abort()", "os.kill(os.getpid(), 9)", "ctypes.string_at(0)"]):
+        host = probe.start(world)
+        words = f"last words {number}"
+        code = (
+            "import ctypes, faulthandler, logging, os, resource, sys\n"
+            "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); faulthandler.enable()\n"
+            f"logging.error('{words}' + 'x' * 50000); os.write(2, b'{words} unfinished'); {end}"
+        )
+        with pytest.raises(CallError):
+            probe.do(host, "run", code)
+        assert eventually(functools.partial(has_exited, host), 5)
+        assert host.logged(words, **{"@level": "error"})
+        assert host.logged(f"{words} unfinished", **{"@level": "debug"})
+        host.close()
+
+
+CHILD_JSON = """import os, sys
+os.write(2, b'{"@message": 1}\\n{"@timestamp": {}}\\n{"@level": 7, "@message": "m"}\\n')
+os.write(2, b'{"@level":"warn","@message":"of a child","@timestamp":"2026-01-02T03:04:05.000006Z"}\\n')
+"""
+
+
+def test_what_children_write_cannot_end_the_host(world: World) -> None:
+    host = probe.start(world)
+    probe.do(host, "run", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD_JSON!r}], check=True)")
+    assert host.logged('> {"@message": 1}')
+    assert host.logged('> {"@level": 7, "@message": "m"}')
+    assert host.logged("of a child", **{"@level": "warn"})  # as a child that logs by hclog itself
+    assert probe.do(host, "echo", 1) == 1
+
+
+CHILD_NOISE = """import fcntl, os, sys
+if sys.argv[1] == "a": fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_NONBLOCK)
+for number in range(100):
+    try: os.write(2, sys.argv[1].encode() * 4095 + b"\\n")
+    except BlockingIOError: pass
+"""
+
+
+def test_records_arrive_whole_whatever_children_do(world: World) -> None:
+    """Three children write lines of 4,096 bytes, and one makes the pipe non-blocking; our records are longer."""
+    host = probe.start(world)
+    code = f"""
+import logging, subprocess, sys, threading
+children = [subprocess.Popen([sys.executable, "-c", {CHILD_NOISE!r}, name]) for name in "abc"]
+def log(name):
+    for number in range(100): logging.info("record %s", name * 20000)
+threads = [threading.Thread(target=log, args=(name,)) for name in "de"]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+result = [child.wait() for child in children]
+"""
+    probe.do(host, "run", code, seconds=60)
+    probe.do(host, "log", [20, "the end", {}])
+    assert host.logged("the end")
+    messages = [record["@message"] for record in host.log()]
+    for name in "de":
+        assert messages.count("record " + name * 20000) == 100
+    for name in "abc":
+        whole = messages.count(name * 4095)
+        assert whole > 0
+        assert {text for text in messages if name * 10 in text} == {name * 4095}
+
+
+@pytest.mark.parametrize(
+    "raised", ["sys.exit('no credentials')", "raise KeyboardInterrupt", "raise asyncio.CancelledError('gone')"]
+)
+def test_handlers_that_end_by_more_than_an_exception(world: World, raised: str) -> None:
+    """The call fails at once, with a status and the text; the traceback is logged; the plugin serves on."""
+    host = probe.start(world)
+    code = f"import asyncio, sys; {raised}"
+    text = {"s": "SystemExit: no credentials", "r": "KeyboardInterrupt|CancelledError: gone"}[raised[0]]
+    with pytest.raises(CallError, match=f"Unknown: ({text})"):
+        probe.do(host, "run", code, seconds=20)
+    record = host.logged("/probe.Probe/run: ", **{"@level": "error"})
+    assert record
+    assert "Traceback" in record["stacktrace"]
+    host.ask("open", stream=1, method="/probe.Streams/run")
+    host.ask("send", stream=1, message=code.encode())
+    host.ask("half_close", stream=1)
+    assert host.ask("recv", stream=1)["message"] == b"begun"
+    with pytest.raises(CallError, match=f"Unknown: ({text})"):
+        host.ask("recv", stream=1)
+    assert host.logged("/probe.Streams/run: ", **{"@level": "error"})
+    assert probe.do(host, "echo", 1) == 1
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("pass", 0), ("raise ValueError", 1), ("os._exit(5)", 5)]
+)
+def test_a_child_that_a_handler_forks_ends(world: World, end: str, code: int) -> None:
+    """It is not a thread of the pool, nor does it answer the call."""
+    host = probe.start(world)
+    run = f"import os, sys\npid = os.fork()\nif pid == 0: {end}\nelse: result = os.waitpid(pid, 0)[1] >> 8"
+    assert probe.do(host, "run", run, seconds=20) == code
+    assert probe.do(host, "echo", 1) == 1
+
+
+def test_children_do_not_keep_the_host_waiting(world: World) -> None:
+    """Neither one that a handler waits for, nor one that it leaves behind."""
+    host = probe.start(world)
+    probe.do(host, "run", "import subprocess; subprocess.Popen(['sleep', '20'])")
+    host.begin("call", method="/probe.Probe/run", message=b"\"import subprocess; subprocess.run(['sleep', '20'])\"")
+    assert eventually(lambda: len([process for process in world.processes() if process.name() == "sleep"]) == 2)
+    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("exited")["exited"]
+    for process in world.processes():
+        if process.name() == "sleep":
+            process.kill()
+
+
+def test_the_folder_may_be_removed(world: World) -> None:
+    """By a program that cleans /tmp: the broker gets a new one."""
+    world.auto_mtls = True
+    host = probe.start(world, auto_mtls=True)
+    (folder,) = world.temporary.iterdir()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    host.ask("accept", broker=1)
+    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+    probe.do(host, "accept", 2)
+    host.ask("dial", broker=2)
+    assert probe.do(host, "echo", "x", broker=2) == "x"
+
+
+def test_other_temporary_folders(world: World) -> None:
+    """TMPDIR as people get it wrong: never the working directory, and nothing left behind."""
+    good, read_only = world.temporary / "good", world.temporary / "file"
+    good.mkdir()
+    read_only.write_text("not a folder")
+    for tmpdir in ("", "missing", str(world.folder / "missing"), str(read_only), "."):
+        world.env |= {"TMPDIR": tmpdir, "TEMP": str(good)}
+        host = world.host(auto_mtls=True)
+        host.ask("start")
+        put(host, "k", b"v")
+        assert [path.name for path in world.folder.iterdir()] == ["kv_k"]
+        assert len(list(good.iterdir())) == 1
+        host.close()
+        assert not list(good.iterdir())
+    read_only.unlink()
+    good.rmdir()
