@@ -17,6 +17,7 @@ from goplugin.plugin import Plugin
 from goplugin.services.broker import Accepted, Broker
 from goplugin.workers import Workers
 
-gc.enable()
+if start.gc_was_enabled:
+    gc.enable()
 
 __all__ = ["Accepted", "Broker", "HandshakeConfig", "HclogHandler", "Plugin", "TLSFiles", "Workers", "start"]

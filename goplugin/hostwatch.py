@@ -18,7 +18,7 @@ class HostWatch:
         """parent: the process that started the plugin; pipes: our ends of its stdout and stderr."""
         self._parent, self._is_ours = parent, os.getppid() == parent
         self._pipes = set(pipes)
-        self._pidfd = _open_process(parent)
+        self._pidfd = open_process(parent)
 
     def fds(self) -> Iterator[tuple[int, int]]:
         """Return what to watch: file descriptors, each with the events of select.poll()."""
@@ -58,7 +58,7 @@ class HostWatch:
                 os.close(self._pidfd)
 
 
-def _open_process(pid: int) -> int:
+def open_process(pid: int) -> int:
     """Return a file descriptor that is readable once the process has ended; -1 where there is no such thing."""
     try:
         return os.pidfd_open(pid)

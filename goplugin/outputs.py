@@ -63,6 +63,27 @@ def redirect(write: Write | None) -> None:
         stream.binary.redirected = write
 
 
+def announce_worker() -> None:
+    """Have the companion end this process when the plugin ends."""
+    try:
+        _write_all(STDERR, b"%bworker %d\n" % (frames.MARK, os.getpid()))
+    except BrokenPipeError:
+        os._exit(1)  # both have ended already
+
+
+def join_plugin(pipe: str) -> bool:
+    """In a child that was started anew: whether its stderr leads to the companion. pipe: from `stderr_name`."""
+    global _framed
+    _framed = bool(pipe) and pipe == stderr_name()
+    return _framed
+
+
+def stderr_name() -> str:
+    """Return what identifies the pipe that stderr leads to."""
+    status = os.fstat(STDERR)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
 def write_record(record: bytes) -> None:
     """Write a log record, a line of ASCII, so that it arrives whole whatever else writes to stderr meanwhile."""
     # Nobody reads the log of a plugin that has outlived its host: that must not stop it.

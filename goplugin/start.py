@@ -9,6 +9,8 @@ from goplugin import environment
 
 DEBUG = "--debug"  # the argument by which a person starts the plugin and lets hosts attach
 
+_STDERR = "GOPLUGIN_STDERR"  # by this variable a child knows the pipe to the companion
+
 variables = environment.take(os.environ)
 _by_host = bool(variables) and DEBUG not in sys.argv
 
@@ -24,6 +26,7 @@ if _by_host:
 from goplugin import log, outputs
 from goplugin.companion import Companion, is_possible
 
+gc_was_enabled = gc.isenabled()
 settings = environment.Environment()  # parsed, once this process has been taken over for the host
 companion: Companion | None = None
 refused = ""  # why there is no companion, if there should be one
@@ -57,7 +60,30 @@ def start_companion() -> None:
     except OSError as error:
         refused = f"the system refused to start one: {error}"
     os.register_at_fork(after_in_child=outputs.leave_to_parent)
+    if companion and outputs.host_stdout >= 0:
+        os.environ[_STDERR] = outputs.stderr_name()
+        os.register_at_fork(after_in_child=_announce_worker)
 
+
+def _announce_worker() -> None:
+    """In a child: if multiprocessing has started it, let it end with the plugin."""
+    if "--multiprocessing-fork" in sys.orig_argv:  # by spawn
+        outputs.announce_worker()
+    elif util := sys.modules.get("multiprocessing.util"):  # by fork or forkserver, if at all: it calls this then
+        util.register_after_fork(outputs, lambda _: outputs.announce_worker())
+
+
+if getattr(sys, "frozen", False):
+    import multiprocessing
+
+    multiprocessing.freeze_support()  # a worker that a PyInstaller executable has started as itself: does not return
+
+if not _by_host and outputs.join_plugin(os.environ.get(_STDERR, "")):
+    # A child of a plugin, such as a worker of multiprocessing: it logs as the plugin does, and ends with it.
+    log.take_over()
+    log.set_up()
+    _announce_worker()
+    os.register_at_fork(after_in_child=_announce_worker)
 
 if _by_host:
     take_over()

@@ -6,7 +6,8 @@ are short enough, and the companion puts it together again:
 
     MARK NAME " " ("+" if more follows, "." if it ends here) PIECE "\n"
 
-NAME is the same in all frames of a record. PIECE is ASCII without control characters.
+NAME is the same in all frames of a record. PIECE is ASCII without control characters. A frame of the name "worker"
+holds the pid of a process that must end with the plugin.
 """
 
 import itertools
@@ -36,6 +37,7 @@ class Decoder:
     def __init__(self) -> None:
         self._rest = b""  # the beginning of a line
         self._records: dict[bytes, bytes] = {}  # begun, by name
+        self.workers: list[int] = []  # pids that were announced; the caller takes them out
 
     def decode(self, data: bytes) -> bytes:
         """Return the lines, each with its end, that are complete with this data. A record is a line of its own.
@@ -68,6 +70,9 @@ class Decoder:
 
     def _record(self, frame: bytes) -> list[bytes]:
         name, _, piece = frame.partition(b" ")
+        if name == b"worker":
+            self.workers.append(int(piece))
+            return []
         record = self._records.pop(name, b"") + piece[1:]
         if piece[:1] != b"+":
             return [record + b"\n"]

@@ -23,7 +23,7 @@ from goplugin import address, log, outputs
 from goplugin.companion import frames
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.environment import Environment
-from goplugin.hostwatch import HostWatch
+from goplugin.hostwatch import HostWatch, open_process
 
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
 LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr before the plugin ended
@@ -46,6 +46,7 @@ class Process:
         self._plugin_left = False
         self._stderr_ended = False
         self._lines = frames.Decoder()
+        self._workers: dict[int, int] = {}  # pids, by pidfd where there is such a thing
         self._to_host = b""  # lines that the host has not taken yet
         self._host = HostWatch(parent, (outputs.host_stdout, outputs.host_stderr))
         self._leaves_with_host = outputs.host_stdout >= 0  # not with --debug
@@ -73,6 +74,7 @@ class Process:
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
         self._last_words()
+        self._kill_workers()
 
     def _timeout(self) -> float | None:
         """Do what is due, and return the seconds until the next thing is."""
@@ -108,7 +110,29 @@ class Process:
             self._stderr_ended = True
             self._loop.forget(self._stderr)
         self._pass_on(self._lines.decode(data))
+        while self._lines.workers:
+            self._add_worker(self._lines.workers.pop())
         return bool(data)
+
+    def _add_worker(self, pid: int) -> None:
+        """A child of multiprocessing: nobody else ends it if the plugin is killed."""
+        pidfd = open_process(pid)
+        self._workers[pidfd if pidfd >= 0 else -pid] = pid
+        if pidfd >= 0:
+            self._loop.watch(pidfd, READ, lambda events: self._forget_worker(pidfd))
+
+    def _forget_worker(self, pidfd: int) -> None:
+        self._loop.forget(pidfd)
+        os.close(pidfd)
+        del self._workers[pidfd]
+
+    def _kill_workers(self) -> None:
+        for pidfd, pid in self._workers.items():
+            with contextlib.suppress(OSError):
+                if pidfd >= 0:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                elif os.getpgid(pid) == os.getpgrp():  # else the pid is another process's by now
+                    os.kill(pid, signal.SIGKILL)
 
     def _pass_on(self, lines: bytes) -> None:
         if lines and not self._to_host:

@@ -1,0 +1,45 @@
+"""Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
+
+import shutil
+import signal
+
+import pytest
+from conftest import PLUGINS, World, eventually
+from kv import get, put
+
+ALSO_WITH_AUTO_MTLS = True
+
+WAYS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize("end", ["Kill()", "plugin killed", "host killed"])
+@pytest.mark.parametrize("kind", ["Process", "daemon", "Pool", "ProcessPoolExecutor"])
+@pytest.mark.parametrize("way", WAYS)
+def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str) -> None:
+    host = world.started(PLUGINS / "pool_plugin.py")
+    put(host, kind, way.encode())
+    wanted = 2 if "Pool" in kind else 1
+    assert eventually(lambda: sum(record["@message"] == "busy" for record in host.log()) == wanted)
+    if end == "Kill()":
+        assert host.ask("kill")["seconds"] < 2
+    elif end == "plugin killed":
+        world.plugin().send_signal(signal.SIGKILL)
+        assert eventually(lambda: host.ask("exited")["exited"], 2)
+    else:
+        host.process.kill()
+    assert world.gone(3.5)
+    for folder in world.temporary.glob("pymp-*"):  # of multiprocessing itself, which it leaves when it is killed
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
+    """Whole, with level, module and pairs; also their exceptions. What the host said to the plugin is not theirs."""
+    host = world.started(PLUGINS / "pool_plugin.py")
+    pid, left = get(host, way).decode().split(" ", 1)
+    assert left == "[]"
+    record = host.logged("x" * 20_000, **{"@level": "warn", "@module": "of.a.worker"})
+    assert record
+    assert record["pid"] == int(pid)
+    assert eventually(lambda: host.logged_now("ValueError: a worker fails"))
+    assert host.ask("kill")["seconds"] < 2
