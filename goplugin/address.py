@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import socket
-import tempfile
 from typing import NamedTuple
 
 from goplugin.environment import Environment
@@ -107,6 +106,8 @@ def private_folder() -> str:
 
     It is chosen as Python's tempfile does, but never in the working directory, which is the user's.
     """
+    import tempfile
+
     candidates = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")] + ["/tmp", "/var/tmp", "/usr/tmp"]
     reasons = []
     for candidate in filter(os.path.isabs, candidates):

@@ -25,6 +25,7 @@ class Calls(grpc.ServerInterceptor):
         """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
         self._threads = threads
         self._pid = os.getpid()
+        self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the method's handler, with what raises in it answered."""
@@ -33,6 +34,13 @@ class Calls(grpc.ServerInterceptor):
         if handler is None:
             _log.debug("%s is not implemented", method)
             return None
+        seen, guarded = self._guarded.get(method, (None, None))
+        if seen is not handler:
+            guarded = self._guard(handler, method)
+            self._guarded[method] = handler, guarded
+        return guarded
+
+    def _guard(self, handler: Any, method: str) -> Any:
         requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
         behavior = getattr(handler, f"{requests}_{responses}")
         if hasattr(behavior, "experimental_thread_pool"):

@@ -83,6 +83,8 @@ class Plugin:
             handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
             log.set_up(handler)
             settings = environment.parse(start.variables)
+        if start.companion:
+            start.companion.reap()
         if start.grpc_came_first:
             _log.error(
                 "grpc was imported before goplugin: what was printed until then may have broken the handshake;"

@@ -86,9 +86,9 @@ if not _by_host and outputs.join_plugin(os.environ.get(_STDERR, "")):
     os.register_at_fork(after_in_child=_announce_worker)
 
 if _by_host:
-    take_over()
     # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
     gc.disable()
+    take_over()
 
 # The plugin's code may fork without further ado; grpc's own support for that can crash the child, and logs each one.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

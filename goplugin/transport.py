@@ -1,7 +1,6 @@
 """How host and plugin connect: plainly, by TLS in the companion, or by grpcio's own TLS."""
 
 import os
-import shutil
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -91,6 +90,8 @@ class CompanionTLS:
         try:
             self._companion.tell("close", *address)
         except OSError:  # it has died, and left its folder
+            import shutil
+
             shutil.rmtree(self._folder, ignore_errors=True)
 
 

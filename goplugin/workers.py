@@ -8,7 +8,7 @@ Guarantees:
 - Accepted work is done, unless shutdown(cancel_futures=True) cancels it. If the system has no thread left, work waits
   for the threads that exist, and the pool tries to grow again as long as work waits.
 - Handlers that wait for each other get as many threads as they need, up to max_threads.
-- No thread is started while there are as many threads as tasks.
+- No thread is started while no work waits.
 - An idle thread sleeps until there is work, or until its life is over. While no work waits, nothing polls.
 - All threads are daemons: a handler that never returns does not keep the process alive.
 
@@ -76,12 +76,11 @@ class Workers(ThreadPoolExecutor):
         self._max, self._life, self._pid = max_threads, life, os.getpid()
         self._lock = threading.Lock()  # guards the following
         self._queue: deque[_Task] = deque()
-        self._wanted = threading.Condition(self._lock)  # idle threads wait for it: there is work, or shutdown
-        self._crowded = threading.Event()  # there are more tasks than threads: the watcher looks
+        self._resting: list[_Worker] = []  # a stack: the last to rest is the first to work, so its memory is warm
+        self._all: set[_Worker] = set()
+        self._rested = threading.Condition(self._lock)  # all threads rest
         self._begun = 0  # tasks that ever left the queue
-        self._unfinished = 0  # tasks that wait or run
-        self._finished = threading.Condition(self._lock)  # notified when one is done
-        self._all: set[threading.Thread] = set()
+        self._crowded = threading.Event()  # work waits: the watcher looks
         self._closed = False
         try:
             for _ in range(min_threads):
@@ -96,40 +95,43 @@ class Workers(ThreadPoolExecutor):
         if os.getpid() != self._pid:
             raise RuntimeError("cannot schedule new futures in a forked child: the threads are its parent's")
         future: Future[Any] = Future()
+        task = (future, fn, args, kwargs)
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._queue.append((future, fn, args, kwargs))
-            self._unfinished += 1
-            self._wanted.notify()
-            if self._unfinished > len(self._all) and not self._crowded.is_set():
-                self._crowded.set()
+            if self._resting:
+                self._resting.pop().give(task)
+            else:
+                self._queue.append(task)
+                if not self._crowded.is_set():
+                    self._crowded.set()
         return future
 
     def drain(self, timeout: float) -> bool:
         """Wait until no work runs or waits, at most timeout seconds. False if there still is some."""
-        with self._finished:
-            return self._finished.wait_for(lambda: not self._unfinished, timeout)
+        with self._rested:
+            return self._rested.wait_for(lambda: len(self._resting) == len(self._all) and not self._queue, timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more work. By default, return when all accepted work is done."""
         with self._lock:
             self._closed = True
+            while self._resting:
+                self._resting.pop().give(None)
             waiting = list(self._queue)
-            self._wanted.notify_all()
             self._crowded.set()  # lets the watcher end
         for future, *_ in waiting if cancel_futures else ():
             future.cancel()
         while wait and self._all:
-            for thread in self._all.copy():
-                thread.join()
+            for worker in self._all.copy():
+                worker.thread.join()
 
     def _hire(self, life: float) -> None:
         """Start a thread. RuntimeError if the system has none left."""
-        thread = threading.Thread(target=self._work, args=(time.monotonic() + life,), name="worker", daemon=True)
+        worker = _Worker(self._work, time.monotonic() + life)
         with self._lock:  # the thread needs it first, so it cannot leave before it is counted
-            thread.start()
-            self._all.add(thread)
+            worker.thread.start()
+            self._all.add(worker)
 
     def _watch(self) -> None:
         """While work waits, look every 10 ms whether more threads would help."""
@@ -140,17 +142,17 @@ class Workers(ThreadPoolExecutor):
             idle = time.process_time() - cpu < IDLE * (time.monotonic() - wall)
             with self._lock:
                 threads = len(self._all)
-                wanted = min(self._unfinished, self._max, threads + _growth(threads, self._begun - begun, idle))
-                if self._unfinished <= threads:
+                more = min(_growth(threads, self._begun - begun, idle), len(self._queue), self._max - threads)
+                if not self._queue:
                     self._crowded.clear()
             with contextlib.suppress(RuntimeError):  # none left: the next look tries again
-                for number in range(threads, wanted):
+                for number in range(threads, threads + more):
                     self._hire(self._life * (1 + number / self._max))
 
-    def _work(self, end: float) -> None:
-        """Run tasks in the calling thread until its life ends, at `end` by time.monotonic()."""
+    def _work(self, worker: "_Worker") -> None:
+        """Run tasks in the calling thread until its life ends."""
         try:
-            while task := self._next(end):
+            while task := self._next(worker):
                 future, fn, args, kwargs = task
                 try:
                     if future.set_running_or_notify_cancel():
@@ -159,20 +161,45 @@ class Workers(ThreadPoolExecutor):
                     future.set_exception(error)
                 # Keep nothing of a finished task, a request of 64 MiB say, while the thread rests.
                 del task, future, fn, args, kwargs
-                with self._finished:
-                    self._unfinished -= 1
-                    self._finished.notify_all()
+                worker.task = None
         finally:
             with self._lock:
-                self._all.discard(threading.current_thread())
-                self._crowded.set()  # perhaps now; and after shutdown, the watcher can end
+                self._all.discard(worker)
+                self._rested.notify_all()
+                self._crowded.set()  # work may wait for a thread in its place
 
-    def _next(self, end: float) -> _Task | None:
-        """The calling thread's next task, waited for. None when the thread must end."""
-        with self._wanted:
-            left = min(end - time.monotonic(), threading.TIMEOUT_MAX)
-            self._wanted.wait_for(lambda: self._queue or self._closed, left)
-            if left <= 0 or not self._queue:
+    def _next(self, worker: "_Worker") -> _Task | None:
+        """Return the calling thread's next task, waited for. None when the thread must end."""
+        left = worker.end - time.monotonic()
+        with self._lock:
+            if self._queue and left > 0:
+                self._begun += 1
+                return self._queue.popleft()
+            if self._closed or left <= 0:
                 return None
-            self._begun += 1
-            return self._queue.popleft()
+            self._resting.append(worker)
+            if len(self._resting) == len(self._all):
+                self._rested.notify_all()
+        if not worker.given.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+            with self._lock:
+                if worker in self._resting:
+                    self._resting.remove(worker)
+                    return None
+            worker.given.acquire()  # given a task in the last moment
+        return worker.task
+
+
+class _Worker:
+    """A thread, and the place where it is given its next task. end: of its life, by time.monotonic()."""
+
+    def __init__(self, work: "Callable[[_Worker], None]", end: float) -> None:
+        self.end = end
+        self.task: _Task | None = None
+        self.given = threading.Lock()  # released when there is a task: the cheapest way to wake one certain thread
+        self.given.acquire()
+        self.thread = threading.Thread(target=work, args=(self,), name="worker", daemon=True)
+
+    def give(self, task: _Task | None) -> None:
+        """Let the thread go on with this task; None lets it end."""
+        self.task = task
+        self.given.release()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, World
 from kv import SUFFIX, get, put
-from test_project import readme_blocks
+
+from docs import console_block
 
 
 def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dict[str, Any]]:
@@ -36,7 +37,7 @@ def test_what_the_host_needs(world: World) -> None:
 
 
 def test_what_readme_shows(world: World) -> None:
-    (block,) = (block for block in readme_blocks() if "--debug" in block)
+    block = console_block("--debug")
     command, line = block.splitlines()
     process = world.run("sh", "-c", f"cd '{ROOT}' && PATH={Path(sys.executable).parent}:$PATH exec {command[2:]}")
     assert process.stdout

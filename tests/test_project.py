@@ -6,18 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, World
+
+from docs import FILES, console_block, console_blocks
 
 GENERATED = ["_pb2.py", "_pb2.pyi", "_pb2_grpc.py"]
 
 
-def readme_blocks() -> list[str]:
-    """The commands and listings of the README, in their order."""
-    return re.findall(r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-
-
-def test_each_block_of_readme_has_its_test() -> None:
-    first = [block.splitlines()[0] for block in readme_blocks()]
+def test_each_block_of_the_docs_has_its_test() -> None:
+    first = [block.splitlines()[0] for block in console_blocks()]
     assert first == [
         "$ make demo",  # below
         "$ mkdir ../greeter",  # test_template.py
@@ -29,7 +27,7 @@ def test_each_block_of_readme_has_its_test() -> None:
 def test_what_must_pass_is_what_readme_says() -> None:
     said = (ROOT / "README.md").read_text()
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
-    assert commands == ["make lint", "make test"]
+    assert commands == ["make lint", "make test", "make test-all"]
     assert all(f"`{command}`" in said for command in commands)
 
 
@@ -61,7 +59,7 @@ def test_demo_prints_what_readme_shows(world: World) -> None:
     demo = world.run("make", "--no-print-directory", "--old-file=.venv/running", "demo")
     out, err = demo.communicate()
     assert demo.returncode == 0, err.decode()
-    shown = next(block for block in readme_blocks() if block.startswith("$ make demo\n"))
+    shown = console_block("$ make demo\n")
     assert out.decode() == shown.removeprefix("$ make demo\n")
     assert (world.folder / "demo" / "kv_hello").read_bytes() == b"world\n\nWritten from plugin-python"
     # A failure is shown, with what the host logged of it.
@@ -72,12 +70,11 @@ def test_demo_prints_what_readme_shows(world: World) -> None:
     assert b"this plugin is broken" in out
 
 
-def test_no_dead_links() -> None:
-    """What README links to, and the files that it names."""
-    text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\((?!https://)([^)#]+)\)", text)
-    names = re.findall(r"`([a-z_/]+(?:\.py|\.proto|\.txt|/))`", text)
-    assert links
-    assert names
-    for target in links + names:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_dead_links(file: Path) -> None:
+    """What a document links to, and the files that it names."""
+    text = file.read_text()
+    for target in re.findall(r"\]\((?!https://)([^)#]+)\)", text):
+        assert (file.parent / target).exists(), target
+    for target in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py|\.proto|\.md|\.txt|/))`", text):
         assert (ROOT / target).exists() or (ROOT / "goplugin" / target).exists(), target

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, World
 from kv import SUFFIX, get, put
-from test_project import readme_blocks
+
+from docs import console_block
 
 ALSO_WITH_AUTO_MTLS = True
 
@@ -21,7 +22,7 @@ def one_file(programs: Path) -> Path:
     skipped = shutil.ignore_patterns(".venv", ".git", "demo", "build", "__pycache__", ".*_cache", ".cache")
     shutil.copytree(ROOT, project, ignore=skipped)
     (project / ".venv").symlink_to(sys.prefix)
-    (block,) = (block for block in readme_blocks() if "shiv" in block)
+    block = console_block("shiv")
     commands = [line.removeprefix("$ ") for line in block.splitlines()]
     subprocess.run(["sh", "-e", "-c", "\n".join(commands)], cwd=project, check=True)
     shutil.rmtree(project / "build")  # it needs nothing but itself

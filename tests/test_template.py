@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, CallError, Host, World, eventually
-from test_project import readme_blocks
+
+from docs import console_block
 
 TEMPLATE = ROOT / "tests" / "template"
 
@@ -20,7 +21,7 @@ def copied(programs: Path) -> Path:
     project = programs / "project"
     skipped = shutil.ignore_patterns(".venv", ".git", "demo", "__pycache__", ".*_cache", ".cache")
     shutil.copytree(ROOT, project, ignore=skipped)
-    (block,) = (block for block in readme_blocks() if "make protos" in block)
+    block = console_block("make protos")
     commands = [line.removeprefix("$ ") for line in block.splitlines()]
     # What README tells a person to do by hand, and where: after the copy, before the code is generated.
     before = commands.index("make protos")
@@ -80,9 +81,9 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_the_errors_that_readme_explains(world: World, error: str) -> None:
+def test_the_errors_that_the_guide_explains(world: World, error: str) -> None:
     """Each is what go-plugin says, brought about as README says."""
-    assert f"`{error}" in (ROOT / "README.md").read_text()
+    assert f"`{error}" in (ROOT / "docs" / "guide.md").read_text()
     script = ERRORS[error]
     host: Host
     if script:

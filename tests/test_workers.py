@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import probe
 import pytest
@@ -201,8 +202,8 @@ def test_work_that_comes_while_a_thread_ends_is_not_forgotten(
     following, go = Workers._next, threading.Event()
     late: list[Future[int]] = []
 
-    def submit_at_the_end(pool: Workers, end: float) -> object:
-        task = following(pool, end)
+    def submit_at_the_end(pool: Workers, worker: Any) -> Any:
+        task = following(pool, worker)
         if not task and not late:
             late.append(pool.submit(abs, -1))  # there still are as many threads as tasks
         return task

@@ -43,16 +43,20 @@ class Companion:
                     _run(environment, plugin, parent, theirs, stderr)
                 os._exit(0)
             finally:
-                os._exit(1)  # fork failed
+                os._exit(1)  # fork failed; the plugin takes it for a companion that has died
         theirs.close()
         os.close(stderr)
-        if os.waitpid(child, 0)[1] != 0:
-            raise OSError("the system allows no more processes")
+        self._between = child  # the process between us and the companion, which ends at once
         if outputs.host_stdout >= 0:  # not by hand, with --debug
             outputs.send_stderr_to(our_stderr, framed=True)
         os.close(our_stderr)
         # A child by fork that lives on with our end would keep the companion alive.
         os.register_at_fork(after_in_child=self._control.close)
+
+    def reap(self) -> None:
+        """Let go of the process between us and the companion. Not done at once, since that costs a millisecond."""
+        with contextlib.suppress(ChildProcessError):  # the plugin's code has waited for all children
+            os.waitpid(self._between, 0)
 
     def fileno(self) -> int:
         """Return what poll() reports as hung up when the process has died."""
@@ -107,6 +111,7 @@ def _run(environment: Environment, plugin: int, parent: int, control: socket.soc
         name.write("companion")  # for ps and top, on Linux
     sys.settrace(None)
     sys.setprofile(None)
+    gc.freeze()  # else the first collection would copy all that we share with the plugin
     gc.enable()  # it was off while goplugin is imported
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)  # stdin is for the plugin's own code

@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import time
@@ -72,6 +71,8 @@ class Process:
             if self._relays:
                 self._relays.close_all()
             if self._folder:
+                import shutil
+
                 shutil.rmtree(self._folder, ignore_errors=True)
         self._last_words()
         self._kill_workers()

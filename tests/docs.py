@@ -1,0 +1,19 @@
+"""README and docs/ as the tests read them: what they tell people to type is typed, and what they show is compared."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def console_blocks() -> list[str]:
+    """The commands and listings of README and docs/guide.md, in their order."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
+    return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def console_block(part: str) -> str:
+    """The one block with this text in it."""
+    (block,) = (block for block in console_blocks() if part in block)
+    return block
