@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 from goplugin.environment import Environment
@@ -33,15 +34,26 @@ class Address(NamedTuple):
                 os.remove(self.address)
 
 
-def listening_socket(environment: Environment) -> tuple[socket.socket, Address]:
+class NoTCP(OSError):
+    """TCP is refused altogether, not a certain port: the loopback interface is down, or a sandbox forbids it."""
+
+
+def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple[socket.socket, Address]:
     """Return a socket that listens where the host wants it.
 
     That is a Unix socket in the host's folder for sockets if it has named one (container runners do), else a TCP port
-    of 127.0.0.1. ValueError if a setting cannot be used, OSError if the system refuses.
+    of 127.0.0.1. Where there is no TCP it is a Unix socket, as in Go, at `path()`. ValueError if a setting cannot be
+    used, OSError if the system refuses.
     """
-    if not environment.socket_dir:
-        return _tcp_socket(environment.ports)
-    listener, address = _unix_socket(environment.socket_dir)
+    folder = environment.socket_dir
+    if not folder:
+        try:
+            return _tcp_socket(environment.ports)
+        except NoTCP:
+            return _unix_socket(path())
+    if re.search(r"[|\n]", folder):
+        raise ValueError(f"the folder for sockets, {folder!r}, has a character that the handshake line cannot carry")
+    listener, address = _unix_socket(os.path.join(folder, f"plugin{os.urandom(4).hex()}"))
     try:
         give_to_group(address, environment.socket_group)
     except OSError:
@@ -51,11 +63,19 @@ def listening_socket(environment: Environment) -> tuple[socket.socket, Address]:
 
 
 def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("127.0.0.1", 1))  # sends nothing; fails if the loopback interface is down
+    except OSError as error:
+        raise NoTCP from error
     # From a random port on, not from the lowest as in Go: plugins that start together would race for each port in turn,
     # and a caller that still knows the port of a plugin that has left would reach its successor.
     first = int.from_bytes(os.urandom(4), "big") % len(ports)
     for port in (*ports[first:], *ports[:first]):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError as error:
+            raise NoTCP from error
         if os.name == "posix":  # on Windows the option would let two plugins share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,7 +84,7 @@ def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
         except OSError as error:
             listener.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise OSError(error.errno, f"{error.strerror} (binding to 127.0.0.1)") from error
+                raise NoTCP from error
             continue
         return listener, Address("tcp", f"127.0.0.1:{listener.getsockname()[1]}")
     raise OSError(
@@ -73,10 +93,7 @@ def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
     )
 
 
-def _unix_socket(folder: str) -> tuple[socket.socket, Address]:
-    if re.search(r"[|\n]", folder):
-        raise ValueError(f"the folder for sockets, {folder!r}, has a character that the handshake line cannot carry")
-    path = os.path.join(folder, f"plugin{os.urandom(4).hex()}")
+def _unix_socket(path: str) -> tuple[socket.socket, Address]:
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)

@@ -97,10 +97,9 @@ class Plugin:
         self.version = config.choose_version(settings.protocol_versions)
         self._multiplex = settings.multiplex
         allocator.keep_buffers()  # before there are threads, which would have heaps of their own
-        self._workers = Workers()
         self._threads = Workers(3, 64)  # for what must be heard whatever the plugin's own handlers do
         self.server_arguments: dict[str, Any] = {
-            "thread_pool": self._workers,
+            "thread_pool": Workers(),
             "options": _OPTIONS,
             "interceptors": (Calls(self._threads),),
         }
@@ -177,11 +176,11 @@ class Plugin:
             try:
                 stopped = self._server.stop(GRACE)
             except RuntimeError:  # grpc wanted a thread, and the system has none left
-                self._workers.drain(GRACE)
+                self._drain(end)
                 stopped = self._server.stop(None)
         # Not only until grpc has no call any more: it forgets a call when its caller goes, as the host does after
         # Shutdown, and the handler may still be writing.
-        self._workers.drain(end - time.monotonic())
+        self._drain(end)
         outputs.redirect(None)
         self._stdio.close()
         self.broker.end_streams()
@@ -189,6 +188,12 @@ class Plugin:
             stopped.wait(max(0.0, end - time.monotonic()))
         self._stdio.count_unread()
         self._clean_up()
+
+    def _drain(self, end: float) -> None:
+        """Wait for the handlers that run, where the plugin's code has not put another kind of pool there."""
+        pool = self.server_arguments["thread_pool"]
+        if isinstance(pool, Workers):
+            pool.drain(end - time.monotonic())
 
     def _clean_up(self) -> None:
         """Leave no socket behind."""
@@ -290,7 +295,7 @@ def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_un
             log.exit_with(f"This plugin cannot use its own certificate: {error}")
         return CompanionTLS(start.companion)
     if not settings.client_cert:
-        return Plain(settings)
+        return Plain(settings, start.socket_path)
     if start.companion:
         return CompanionTLS(start.companion)
     if not allow_unverified_callers:
@@ -300,4 +305,4 @@ def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_un
             " user of this machine may call the plugin, pass allow_unverified_callers=True to goplugin.Plugin."
         )
     _log.warning("TLS by grpcio alone: the traffic is encrypted, and whoever can connect is served")
-    return UnverifiedTLS(settings)
+    return UnverifiedTLS(settings, start.socket_path)

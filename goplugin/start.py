@@ -65,6 +65,15 @@ def start_companion() -> None:
         os.register_at_fork(after_in_child=_announce_worker)
 
 
+def socket_path() -> str:
+    """Return a path for a Unix socket that only our user can reach. OSError if there is none to be had."""
+    if not companion:
+        raise OSError(
+            "there is no TCP here, and a Unix socket needs the companion process, which removes it in the end"
+        )
+    return str(companion.ask("path"))
+
+
 def _announce_worker() -> None:
     """In a child: if multiprocessing has started it, let it end with the plugin."""
     if "--multiprocessing-fork" in sys.orig_argv:  # by spawn

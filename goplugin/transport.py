@@ -37,8 +37,9 @@ class Plain:
 
     in_companion = False
 
-    def __init__(self, environment: Environment) -> None:
-        self._environment = environment
+    def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
+        """path(): returns a path for a Unix socket that only our user can reach."""
+        self._environment, self._path = environment, path
 
     def server_cert(self) -> str:
         """Return "", there is none."""
@@ -46,7 +47,7 @@ class Plain:
 
     def listen(self, server: Any) -> Address:
         """Have grpc itself listen where the host wants it."""
-        address = _bind(self._environment, server.add_insecure_port)
+        address = _bind(self._environment, self._path, server.add_insecure_port)
         give_to_group(address, self._environment.socket_group)
         return address
 
@@ -100,10 +101,10 @@ class UnverifiedTLS:
 
     in_companion = False
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
         from goplugin.companion import tls
 
-        self._environment = environment
+        self._environment, self._path = environment, path
         certificate, key = tls.make_certificate()
         self._credentials = grpc.ssl_server_credentials([(key, certificate)])
         self._server_cert = tls.for_handshake(certificate)
@@ -114,7 +115,7 @@ class UnverifiedTLS:
 
     def listen(self, server: Any) -> Address:
         """Do as Plain does, but encrypted."""
-        return _bind(self._environment, lambda target: server.add_secure_port(target, self._credentials))
+        return _bind(self._environment, self._path, lambda target: server.add_secure_port(target, self._credentials))
 
     def dial(self, address: Address, options: Options) -> grpc.Channel:
         """Never works: OSError."""
@@ -125,11 +126,11 @@ class UnverifiedTLS:
         address.remove()
 
 
-def _bind(environment: Environment, add_port: Callable[[str], object]) -> Address:
+def _bind(environment: Environment, path: Callable[[], str], add_port: Callable[[str], object]) -> Address:
     """Have grpc listen where the host wants it."""
     for _ in range(100):
         # Probe first: grpc gives no reason when bind fails, and logs every failed port.
-        probe, address = listening_socket(environment)
+        probe, address = listening_socket(environment, path)
         probe.close()
         address.remove()
         try:

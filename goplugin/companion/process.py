@@ -217,7 +217,7 @@ class Process:
     def _begin_tls(self, contexts: Any) -> str:
         from goplugin.companion.relay import Relays
 
-        self._relays = Relays(self._loop, contexts, self._environment)
+        self._relays = Relays(self._loop, contexts, self._environment, self._path)
         return str(contexts.server_cert)
 
     def _path(self) -> str:

@@ -35,15 +35,16 @@ _log = log.get_logger("goplugin.companion")
 class Relays:
     """Listeners and connections. listen, dial and close are commands of the plugin (see process.py)."""
 
-    def __init__(self, loop: Loop, contexts: Contexts, environment: Environment) -> None:
-        self.loop, self.contexts = loop, contexts
+    def __init__(self, loop: Loop, contexts: Contexts, environment: Environment, path: Callable[[], str]) -> None:
+        """path(): returns a path for a Unix socket that only our user can reach."""
+        self.loop, self.contexts, self._path = loop, contexts, path
         self.handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         self._environment = environment
         self._listeners: dict[str, socket.socket] = {}  # by address
 
     def listen(self, plain: str) -> Address:
         """Let callers in where the host finds us, and on to the Unix socket `plain`; return where that is."""
-        listener, address = listening_socket(self._environment)
+        listener, address = listening_socket(self._environment, self._path)
         self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
         return address
 

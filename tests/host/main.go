@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -285,9 +287,17 @@ func (h *host) do(r request) (response, error) {
 		if r.Repeat == 0 {
 			ctx, cancel := r.context()
 			defer cancel()
+			if r.Size > 0 { // metadata of that size
+				ctx = metadata.AppendToOutgoingContext(ctx, "x-size", strings.Repeat("m", r.Size))
+			}
 			var out []byte
-			err := conn.Invoke(ctx, r.Method, &r.Message, &out, grpc.ForceCodec(rawCodec{}))
-			return response{"message": out}, err
+			var trailer metadata.MD
+			err := conn.Invoke(ctx, r.Method, &r.Message, &out, grpc.ForceCodec(rawCodec{}), grpc.Trailer(&trailer))
+			size := 0
+			for _, value := range trailer.Get("x-size") {
+				size += len(value)
+			}
+			return response{"message": out, "trailer": size}, err
 		}
 		errs := make(chan error, r.Repeat)
 		begin := time.Now()
@@ -332,9 +342,9 @@ func (h *host) do(r request) (response, error) {
 		h.cancels[r.Stream]()
 		return nil, nil
 
-	case "accept": // serve under a brokered id: any method answers what it was asked
+	case "accept": // serve under a brokered id: any method answers what it was asked, or fails with so long a text
 		go h.plugin.broker.AcceptAndServe(r.Broker, func(opts []grpc.ServerOption) *grpc.Server {
-			opts = append(opts, grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(echo),
+			opts = append(opts, grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(echo(r.Size)),
 				grpc.MaxRecvMsgSize(1<<30), grpc.MaxSendMsgSize(1<<30))
 			s := grpc.NewServer(opts...)
 			h.mu.Lock()
@@ -419,16 +429,21 @@ func (r request) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), time.Duration(r.Seconds*float64(time.Second)))
 }
 
-func echo(_ any, stream grpc.ServerStream) error {
-	for {
-		var message []byte
-		if err := stream.RecvMsg(&message); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
+func echo(failure int) grpc.StreamHandler {
+	return func(_ any, stream grpc.ServerStream) error {
+		if failure > 0 {
+			return status.Error(codes.Internal, strings.Repeat("e", failure))
 		}
-		if err := stream.SendMsg(&message); err != nil {
-			return err
+		for {
+			var message []byte
+			if err := stream.RecvMsg(&message); errors.Is(err, io.EOF) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			if err := stream.SendMsg(&message); err != nil {
+				return err
+			}
 		}
 	}
 }

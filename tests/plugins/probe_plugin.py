@@ -62,7 +62,7 @@ class Probe:
 
     def run(self, code: str, context: grpc.ServicerContext) -> Any:
         """Run Python code; its `result`, if it has one."""
-        names: dict[str, Any] = {"plugin": self.plugin}
+        names: dict[str, Any] = {"plugin": self.plugin, "context": context}
         exec(code, names)  # noqa: S102
         return names.get("result")
 
