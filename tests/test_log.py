@@ -9,7 +9,8 @@ from typing import Any
 
 import probe
 import pytest
-from conftest import PLUGINS, CallError, World
+from conftest import PLUGINS, CallError, Host, World
+from test_misuse import RIGHT
 
 from goplugin.log import hclog_line
 
@@ -155,3 +156,57 @@ def test_no_line_is_longer_than_the_host_reads(text: str, size: int) -> None:
     assert len(line) <= 64 * 1024
     assert line.count(b"\n") == 1
     assert json.loads(line)["@level"] == "info"
+
+
+BEFORE = "plugin = goplugin.Plugin(HANDSHAKE)"
+
+
+def configured(world: World, configuration: str) -> Host:
+    """A plugin that configures logging before it makes its Plugin, and logs after it has printed the line."""
+    logs = "for level in (10, 20, 30, 40): logging.getLogger('a.library').log(level, 'level %s', level)"
+    script = world.folder / "configured.py"
+    text = RIGHT.replace(BEFORE, f"import logging\n{configuration}\n{BEFORE}")
+    script.write_text(text.replace("plugin.wait()", f"{logs}\nplugin.wait()"))
+    host = world.started(script)
+    host.ask("kill")
+    return host
+
+
+def seen(host: Host) -> list[tuple[str, str]]:
+    return [(record["@message"], record["@level"]) for record in host.log() if "level " in record["@message"]]
+
+
+ALL = [("level 10", "debug"), ("level 20", "info"), ("level 30", "warn"), ("level 40", "error")]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected"),
+    [
+        ("", ALL[1:]),
+        ("logging.getLogger().setLevel(logging.ERROR)", ALL[3:]),
+        ("logging.getLogger('a.library').setLevel(logging.DEBUG)", ALL),
+        ("logging.basicConfig(level=logging.DEBUG)", ALL),
+        ("logging.basicConfig(level=logging.ERROR, format='%(asctime)s %(message)s')", ALL[3:]),
+        ("logging.basicConfig(level='INFO', stream=sys.stdout)", ALL[1:]),
+        ("logging.disable(logging.WARNING)", ALL[3:]),
+    ],
+)
+def test_the_plugins_own_configuration_is_respected(
+    world: World, configuration: str, expected: list[tuple[str, str]]
+) -> None:
+    """Levels that it has set stay, and nothing is logged twice."""
+    assert seen(configured(world, configuration)) == expected
+
+
+def test_a_handler_of_the_plugins_own_stays(world: World) -> None:
+    assert seen(configured(world, "logging.getLogger().addHandler(logging.FileHandler('own.log'))")) == ALL[1:]
+    assert (world.folder / "own.log").read_text() == "level 20\nlevel 30\nlevel 40\n"
+
+
+def test_libraries_do_not_flood_the_host(world: World) -> None:
+    """What one start and one call log, besides the host itself: goplugin's debug lines, and nothing of grpc's."""
+    host = probe.start(world)
+    probe.do(host, "echo", 1)
+    host.ask("kill")
+    lines = [record for record in host.log() if not record["@module"].startswith("host")]
+    assert [record["@message"] for record in lines] == ["leaving: Shutdown"]

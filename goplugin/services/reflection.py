@@ -30,8 +30,7 @@ class Reflection(grpc.GenericRpcHandler):
         _describe_v1(reflection_pb2.DESCRIPTOR)
 
         try:
-            # grpc.Server has no public list of what was added to it.
-            handlers = self._server._state.generic_handlers  # type: ignore[attr-defined]
+            handlers = _handlers_of(self._server)
         except AttributeError:
             _log.debug("reflection lists no services: this grpc does not tell which were added")
             handlers = []
@@ -42,6 +41,10 @@ class Reflection(grpc.GenericRpcHandler):
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
+
+
+def _handlers_of(server: Any) -> Any:
+    return server._state.generic_handlers  # private: grpc.Server has no public list of what was added to it
 
 
 def _describe_v1(v1alpha: Any) -> None:

@@ -1,0 +1,52 @@
+"""Where goplugin relies on what grpc does not promise: without it, one feature is lost, and no more."""
+
+import probe
+import pytest
+from conftest import PLUGINS, CallError, Host, World
+
+WITHOUT = """\
+import goplugin, grpc, grpc._server, sys
+sys.path.append({plugins!r})
+{change}
+import probe_plugin
+probe_plugin.main()
+"""
+
+
+def start(world: World, change: str) -> Host:
+    script = world.folder / "without.py"
+    script.write_text(WITHOUT.format(plugins=str(PLUGINS), change=change))
+    return world.started(script, cookie=("PROBE_COOKIE", "probe"))
+
+
+def check(host: Host) -> None:
+    assert probe.do(host, "echo", 1) == 1
+    host.ask("ping")
+    host.ask("accept", broker=1)
+    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+def test_without_the_list_of_handlers_reflection_lists_only_itself(world: World) -> None:
+    host = start(world, "goplugin.services.reflection._handlers_of = lambda server: server.no_such_thing")
+    host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+    host.ask("send", stream=1, message=b"\x3a\x00")
+    services = host.ask("recv", stream=1)["message"]
+    assert b"ServerReflection" in services
+    assert b"probe.Probe" not in services
+    assert host.logged("reflection lists no services", **{"@level": "debug"})
+    check(host)
+
+
+def test_without_pools_of_methods_calls_share_the_threads(world: World) -> None:
+    """grpc's experimental_thread_pool: Shutdown then waits behind handlers that are stuck, once all threads are."""
+    host = start(world, "grpc._server._select_thread_pool_for_behavior = lambda behavior, default: default")
+    check(host)
+
+
+def test_without_the_codes_of_a_context(world: World) -> None:
+    """ServicerContext.code(): a method that nobody wrote is then logged by grpc as an error, as it does by itself."""
+    host = start(world, "del grpc._server._Context.code")
+    with pytest.raises(CallError, match="Unknown"):
+        probe.do(host, "run", "raise NotImplementedError('not written')")
+    check(host)
