@@ -1,6 +1,7 @@
-"""Certificates for the tests, as go-plugin's host makes them."""
+"""Certificates as go-plugin's host makes them, and callers that have one."""
 
 import datetime
+import socket
 import ssl
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 DAY = datetime.timedelta(days=1)
 
 
@@ -46,3 +48,14 @@ def client_context(path: Path | None) -> ssl.SSLContext:
     if path:
         context.load_cert_chain(path)
     return context
+
+
+def served(port: int, context: ssl.SSLContext) -> bool:
+    """Whether HTTP/2 is answered there."""
+    with socket.create_connection(("127.0.0.1", port), timeout=15) as plain:
+        try:
+            with context.wrap_socket(plain) as connection:
+                connection.sendall(HTTP2)
+                return bool(connection.recv(1))
+        except OSError:
+            return False

@@ -1,6 +1,6 @@
 """The KV service as the tests call it through the Go host."""
 
-from conftest import Host
+from harness import Host
 
 import kv_pb2
 

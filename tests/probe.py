@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from conftest import PLUGINS, Host, World
+from harness import PLUGINS, Host, World
 
 
 def start(world: World, **config: Any) -> Host:

@@ -18,28 +18,16 @@ from typing import Any
 import probe
 import psutil
 import pytest
-from certificates import certificate_in, client_context, make_certificate
-from conftest import PLUGINS, ROOT, CallError, Host, World, eventually
+from by_hand import HOSTS_VARIABLES, end, line
+from certificates import HTTP2, certificate_in, client_context, make_certificate, served
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
-from test_handshake import HOSTS_VARIABLES, end, line
 
 from goplugin.companion import tls
 
-HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 MTLS: dict[str, Any] = {"auto_mtls": True}
-
-
-def served(port: int, context: ssl.SSLContext) -> bool:
-    """Whether HTTP/2 is answered there."""
-    with socket.create_connection(("127.0.0.1", port), timeout=15) as plain:
-        try:
-            with context.wrap_socket(plain) as connection:
-                connection.sendall(HTTP2)
-                return bool(connection.recv(1))
-        except OSError:
-            return False
 
 
 def port_of(host: Host) -> int:

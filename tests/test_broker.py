@@ -13,7 +13,7 @@ from pathlib import Path
 
 import probe
 import pytest
-from conftest import PLUGINS, CallError, Host, World, eventually
+from harness import PLUGINS, CallError, Host, World, eventually
 
 from goplugin.services import host_pb2
 

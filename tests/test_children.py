@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from conftest import PLUGINS, World, eventually
+from harness import PLUGINS, World, eventually
 from kv import get, put
 
 ALSO_WITH_AUTO_MTLS = True

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import probe
 import pytest
-from certificates import certificate_in, client_context, make_certificate
-from conftest import ROOT, CallError, Host, World, eventually
+from by_hand import HOSTS_VARIABLES, line
+from certificates import certificate_in, client_context, make_certificate, served
+from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
-from test_automtls import served
-from test_handshake import HOSTS_VARIABLES, line
 
 ALSO_WITH_AUTO_MTLS = True
 
@@ -62,11 +61,25 @@ def test_threads_that_are_there_before(world: World) -> None:
     assert host.ask("kill")["seconds"] < 1.9
 
 
+WITHOUT_LINUX = """
+import builtins, os, select, signal
+del os.pidfd_open, signal.pidfd_send_signal
+select.PIPE_BUF = 512
+ordinary_open = open
+def no_proc(path, *arguments, **options):
+    if str(path).startswith("/proc"): raise FileNotFoundError(2, "no /proc", path)
+    return ordinary_open(path, *arguments, **options)
+builtins.open = no_proc
+import plugin
+plugin.main()
+"""
+
+
 @pytest.mark.parametrize("victim", ["host", "shell"])
-def test_without_pidfd(world: World, victim: str) -> None:
+def test_without_what_only_linux_has(world: World, victim: str) -> None:
     """As on macOS and in sandboxes: plugin and companion look for the parent twice a second."""
     script = world.folder / "without.py"
-    script.write_text("import os\ndel os.pidfd_open\nimport plugin\nplugin.main()\n")
+    script.write_text(WITHOUT_LINUX)
     host = world.started(script, shell=True)
     put(host, "k", b"v")
     if victim == "host":

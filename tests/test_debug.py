@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, World
+from harness import ROOT, World
 from kv import SUFFIX, get, put
 
 from docs import console_block

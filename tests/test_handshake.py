@@ -5,44 +5,19 @@ import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import probe
 import pytest
-from conftest import PLUGINS, ROOT, CallError, World
+from by_hand import HOSTS_VARIABLES, end, line, run
+from harness import PLUGINS, ROOT, CallError, World
 from kv import put
 
 from goplugin import HandshakeConfig, environment
 from goplugin.handshake import handshake_line
-
-HOSTS_VARIABLES = {
-    "BASIC_PLUGIN": "hello",
-    "PLUGIN_MIN_PORT": "10000",
-    "PLUGIN_MAX_PORT": "25000",
-    "PLUGIN_PROTOCOL_VERSIONS": "1",
-}
-
-
-def run(world: World, *, script: Path = ROOT / "plugin.py", **variables: str) -> "subprocess.Popen[bytes]":
-    """The plugin with a host's variables, and others, but with the test at the other end of its pipes."""
-    return world.run(sys.executable, script, env={**world.env, **HOSTS_VARIABLES, **variables})
-
-
-def line(process: "subprocess.Popen[bytes]") -> str:
-    assert process.stdout
-    return process.stdout.readline().decode()
-
-
-def end(process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
-    """Ask it to leave: exit code, rest of stdout, stderr."""
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=10)
-    return process.returncode, out.decode(), err.decode()
 
 
 def test_the_line_is_exact_and_all_there_is(world: World) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from conftest import PLUGINS, ROOT, CallError, World, eventually
+from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 
 import kv_pb2

@@ -9,7 +9,7 @@ from pathlib import Path
 import probe
 import psutil
 import pytest
-from conftest import PLUGINS, CallError, World, eventually
+from harness import PLUGINS, CallError, World, eventually
 from kv import get, put
 
 ALSO_WITH_AUTO_MTLS = True

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import probe
 import pytest
-from conftest import PLUGINS, CallError, World
+from harness import PLUGINS, CallError, World
 
 KiB = 1024
 

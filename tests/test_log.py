@@ -9,8 +9,8 @@ from typing import Any
 
 import probe
 import pytest
-from conftest import PLUGINS, CallError, Host, World
-from test_misuse import RIGHT
+from authors import RIGHT
+from harness import PLUGINS, CallError, Host, World
 
 from goplugin.log import hclog_line
 

@@ -6,9 +6,9 @@ import time
 
 import probe
 import pytest
-from conftest import PLUGINS, ROOT, CallError, World, eventually
+from by_hand import HOSTS_VARIABLES, line
+from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
-from test_handshake import HOSTS_VARIABLES, line
 
 ALSO_WITH_AUTO_MTLS = True
 

@@ -6,27 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, CallError, Host, World
+from authors import RIGHT
+from by_hand import HOSTS_VARIABLES
+from harness import ROOT, CallError, Host, World
 from kv import get, put
-from test_handshake import HOSTS_VARIABLES
-
-# A plugin that is right; the mistakes replace some of its lines.
-RIGHT = """\
-import goplugin
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-import sys, threading, time
-import kv_pb2_grpc
-from plugin import HANDSHAKE, KVServicer
-plugin = goplugin.Plugin(HANDSHAKE)
-server = grpc.server(**plugin.server_arguments)
-kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)
-health_servicer = health.HealthServicer()
-health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
-health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-print(plugin.listen(server), flush=True)
-plugin.wait()
-"""
 
 # The line that is wrong, what stands there instead, and what the log says. After each of them the plugin has ended.
 ENDS = {

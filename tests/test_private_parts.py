@@ -2,7 +2,7 @@
 
 import probe
 import pytest
-from conftest import PLUGINS, CallError, Host, World
+from harness import PLUGINS, CallError, Host, World
 
 WITHOUT = """\
 import goplugin, grpc, grpc._server, sys

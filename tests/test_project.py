@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, World
+from harness import ROOT, World
 
 from docs import FILES, console_block, console_blocks
 

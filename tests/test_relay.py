@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from certificates import certificate_in, client_context, make_certificate
-from conftest import eventually
+from harness import eventually
 
 from goplugin.companion import relay, tls
 from goplugin.companion.loop import READ, Loop

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import probe
 import pytest
-from conftest import CallError, World, eventually
+from harness import CallError, World, eventually
 from kv import SUFFIX, get, put
 
 ALSO_WITH_AUTO_MTLS = True

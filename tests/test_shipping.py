@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, World
+from harness import ROOT, World
 from kv import SUFFIX, get, put
 
 from docs import console_block

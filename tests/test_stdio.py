@@ -6,7 +6,7 @@ import time
 
 import probe
 import pytest
-from conftest import Host, World, eventually
+from harness import Host, World, eventually
 
 ALSO_WITH_AUTO_MTLS = True
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, CallError, Host, World, eventually
+from harness import ROOT, CallError, Host, World, eventually
 
 from docs import console_block
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import probe
 import pytest
-from conftest import PATIENCE, World, eventually
+from harness import PATIENCE, World, eventually
 
 from goplugin import Workers
 from goplugin import workers as module

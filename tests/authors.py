@@ -1,0 +1,18 @@
+"""A plugin as an author writes it, to make mistakes in."""
+
+RIGHT = """\
+import goplugin
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import sys, threading, time
+import kv_pb2_grpc
+from plugin import HANDSHAKE, KVServicer
+plugin = goplugin.Plugin(HANDSHAKE)
+server = grpc.server(**plugin.server_arguments)
+kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)
+health_servicer = health.HealthServicer()
+health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
+health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+print(plugin.listen(server), flush=True)
+plugin.wait()
+"""
