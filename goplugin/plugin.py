@@ -68,6 +68,11 @@ class Plugin:
         the system has no fork (Windows). Otherwise the plugin exits there.
         """
         global _plugin
+        if getattr(sys, "frozen", False):
+            import multiprocessing
+
+            # In a worker, which an executable of PyInstaller's starts as itself, this works and does not return.
+            multiprocessing.freeze_support()
         if threading.current_thread() is not threading.main_thread():
             log.exit_with("goplugin.Plugin must be created in the main thread: only that one receives signals")
         if _plugin:

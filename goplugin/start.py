@@ -82,11 +82,6 @@ def _announce_worker() -> None:
         util.register_after_fork(outputs, lambda _: outputs.announce_worker())
 
 
-if getattr(sys, "frozen", False):
-    import multiprocessing
-
-    multiprocessing.freeze_support()  # a worker that a PyInstaller executable has started as itself: does not return
-
 if not _by_host and outputs.join_plugin(os.environ.get(_STDERR, "")):
     # A child of a plugin, such as a worker of multiprocessing: it logs as the plugin does, and ends with it.
     log.take_over()

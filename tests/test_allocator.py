@@ -1,5 +1,6 @@
 """The C library's memory, of which large messages take much."""
 
+import itertools
 import platform
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def heaps_of_threads(process: psutil.Process) -> int:
     """Regions that glibc has made for threads: their own begin there, and the rest of the 64 MiB is reserved."""
     lines = [line.split() for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()]
     count = 0
-    for line, after in zip(lines, lines[1:], strict=False):
+    for line, after in itertools.pairwise(lines):
         start, end = (int(number, 16) for number in line[0].split("-"))
         reserved_to = int(after[0].split("-")[1], 16)
         count += line[1] == "rw-p" and len(line) == 5 and start % HEAP == 0 and end <= reserved_to == start + HEAP

@@ -12,6 +12,8 @@ from harness import ROOT, CallError, Host, World, eventually
 
 from docs import console_block
 
+pytestmark = pytest.mark.xdist_group("template")  # in one process, which makes the copy once
+
 TEMPLATE = ROOT / "tests" / "template"
 
 
@@ -27,7 +29,7 @@ def copied(programs: Path) -> Path:
     before = commands.index("make protos")
     run = ["sh", "-e", "-c"]
     subprocess.run([*run, "\n".join(commands[:before])], cwd=project, check=True)
-    for file in TEMPLATE.iterdir():
+    for file in TEMPLATE.glob("*.p*"):
         shutil.copy(file, programs / "greeter")
     # With the packages that are installed already, which `make` takes for those of requirements.txt.
     (programs / "greeter" / ".venv").symlink_to(sys.prefix)
