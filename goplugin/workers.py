@@ -110,7 +110,7 @@ class Workers(ThreadPoolExecutor):
     def drain(self, timeout: float) -> bool:
         """Wait until no work runs or waits, at most timeout seconds. False if there still is some."""
         with self._rested:
-            return self._rested.wait_for(lambda: len(self._resting) == len(self._all) and not self._queue, timeout)
+            return self._rested.wait_for(lambda: not self._queue and not any(one.busy for one in self._all), timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more work. By default, return when all accepted work is done."""
@@ -172,8 +172,10 @@ class Workers(ThreadPoolExecutor):
         """Return the calling thread's next task, waited for. None when the thread must end."""
         left = worker.end - time.monotonic()
         with self._lock:
+            worker.busy = False
             if self._queue and left > 0:
                 self._begun += 1
+                worker.busy = True
                 return self._queue.popleft()
             if self._closed or left <= 0:
                 return None
@@ -195,11 +197,12 @@ class _Worker:
     def __init__(self, work: "Callable[[_Worker], None]", end: float) -> None:
         self.end = end
         self.task: _Task | None = None
+        self.busy = False
         self.given = threading.Lock()  # released when there is a task: the cheapest way to wake one certain thread
         self.given.acquire()
         self.thread = threading.Thread(target=work, args=(self,), name="worker", daemon=True)
 
     def give(self, task: _Task | None) -> None:
         """Let the thread go on with this task; None lets it end."""
-        self.task = task
+        self.task, self.busy = task, task is not None
         self.given.release()

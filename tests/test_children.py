@@ -21,7 +21,7 @@ def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str
     wanted = 2 if "Pool" in kind else 1
     assert eventually(lambda: sum(record["@message"] == "busy" for record in host.log()) == wanted)
     if end == "Kill()":
-        assert host.ask("kill")["seconds"] < 2
+        assert host.ask("kill")["seconds"] < 4
     elif end == "plugin killed":
         world.plugin().send_signal(signal.SIGKILL)
         assert eventually(lambda: host.ask("exited")["exited"], 2)
@@ -42,4 +42,4 @@ def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     assert record
     assert record["pid"] == int(pid)
     assert eventually(lambda: host.logged_now("ValueError: a worker fails"))
-    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("kill")["seconds"] < 4

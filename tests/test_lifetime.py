@@ -23,7 +23,7 @@ def gone_within(world: World, seconds: float) -> bool:
 def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
     host = world.started(shell=shell)
     put(host, "k", b"v")
-    assert host.ask("kill")["seconds"] < 0.5
+    assert host.ask("kill")["seconds"] < 1.9
     assert not world.plugins()
     exited = next(record for record in host.log() if "plugin process exited" in record["@message"])
     assert "error" not in exited  # exit code 0
@@ -50,7 +50,7 @@ def test_gone_when_the_shell_between_is_killed(world: World) -> None:
     shell = next(process for process in world.processes() if process.name() in ("sh", "dash"))
     shell.kill()
     assert gone_within(world, 2)
-    assert host.ask("kill")["seconds"] < 0.5
+    assert host.ask("kill")["seconds"] < 1.9
 
 
 def test_sigint_is_the_hosts(world: World) -> None:
@@ -91,7 +91,7 @@ def test_calls_in_flight_may_finish(world: World) -> None:
     done = world.folder / "done"
     host.begin("call", method="/probe.Probe/sleep_then_write", message=f'[0.8, "{done}"]'.encode())
     time.sleep(0.2)
-    assert 0.4 < host.ask("kill")["seconds"] < 1.4
+    assert 0.4 < host.ask("kill")["seconds"] < 1.9
     assert done.read_text() == "done"
 
 
@@ -110,7 +110,7 @@ def test_sigterm_that_another_thread_gets(world: World) -> None:
     host = probe.start(world)
     host.begin("call", method="/probe.Probe/sigterm", message=b"null")
     assert gone_within(world, 2)
-    assert host.ask("kill")["seconds"] < 1
+    assert host.ask("kill")["seconds"] < 1.9
 
 
 @pytest.mark.parametrize("stuck", ["sleep", "hold_thread"])
@@ -119,7 +119,7 @@ def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
     host = probe.start(world)
     call = host.begin("call", method=f"/probe.Probe/{stuck}", message=b"3600" if stuck == "sleep" else b"null")
     time.sleep(0.3)
-    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("kill")["seconds"] < 4
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
     if stuck == "sleep":
         with pytest.raises(CallError):
@@ -162,7 +162,7 @@ def test_children_by_fork_are_not_the_plugin(world: World) -> None:
     assert probe.do(host, "fork_and_print", "printed by a child") == 0
     assert host.logged("printed by a child")
     assert probe.do(host, "echo", "still here") == "still here"
-    assert host.ask("kill")["seconds"] < 1
+    assert host.ask("kill")["seconds"] < 1.9
 
 
 def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
@@ -174,7 +174,7 @@ def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
         host.ask("half_close", stream=stream)
     for stream in range(500):
         host.ask("recv", stream=stream)
-    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("kill")["seconds"] < 4
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
 
 
@@ -199,7 +199,7 @@ def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
     assert set(probe.do(host, "child", [])) <= {0, 1, 2, 3}
     forked = psutil.Process(probe.do(host, "fork"))
     assert forked.is_running()
-    assert host.ask("kill")["seconds"] < 1
+    assert host.ask("kill")["seconds"] < 1.9
     for process in world.processes():
         if process.pid != host.process.pid:
             process.kill()

@@ -24,7 +24,7 @@ except RuntimeError as error: result = str(error)
     assert probe.do(host, "run", code) == "can't start new thread"
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
     assert probe.do(host, "echo", 1) == 1
-    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("kill")["seconds"] < 4
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
 
 
@@ -60,7 +60,7 @@ def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> 
         host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", seconds=10)
         host.ask("send", stream=1, message=b"\x3a\x00")
         assert b"probe.Probe" in host.ask("recv", stream=1)["message"]
-        assert host.ask("kill")["seconds"] < 2
+        assert host.ask("kill")["seconds"] < 4
         with pytest.raises(CallError):
             stuck.result()
 
@@ -79,4 +79,4 @@ def test_the_limit_can_be_raised(world: World) -> None:
     world.env["PYTHONPATH"] += ":" + str(PLUGINS)
     host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
     assert host.ask("call", method="/probe.Probe/sleep", message=b"3", repeat=560)["seconds"] < 6
-    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("kill")["seconds"] < 4

@@ -48,7 +48,7 @@ def test_one_file(world: World, one_file: Path, way: str) -> None:
         host.ask("start")
         put(host, "k", b"v")
         assert get(host, "k") == b"v" + SUFFIX
-        assert host.ask("kill")["seconds"] < 1
+        assert host.ask("kill")["seconds"] < 1.9
         host = world.host(cmd=[str(started)])
     host.ask("start")
     host.process.kill()  # and the plugin leaves too, or the test fails
@@ -80,5 +80,5 @@ def test_one_file_of_pyinstallers_with_workers(world: World, without_python: Pat
     assert host.logged("x" * 20_000, **{"@level": "warn", "@module": "of.a.worker", "pid": int(pid)})
     put(host, "ProcessPoolExecutor", way.encode())
     assert eventually(lambda: sum(record["@message"] == "busy" for record in host.log()) == 2)
-    assert host.ask("kill")["seconds"] < 2
+    assert host.ask("kill")["seconds"] < 4
     assert eventually(lambda: [process.name() for process in world.processes()] == ["host"], 5)
