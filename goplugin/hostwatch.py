@@ -58,6 +58,18 @@ class HostWatch:
                 os.close(self._pidfd)
 
 
+def is_orphan() -> bool:
+    """Whether the process that started us ended before we could watch it, as far as the system tells.
+
+    Process 1 is our parent then. If that has started us itself, as a host in a container may, we are in its session,
+    or in one of our own.
+    """
+    try:
+        return os.getppid() == 1 and os.getsid(0) not in (os.getsid(1), os.getpid())
+    except (AttributeError, OSError):  # Windows; a system that keeps sessions of others secret
+        return False
+
+
 def open_process(pid: int) -> int:
     """Return a file descriptor that is readable once the process has ended; -1 where there is no such thing."""
     try:

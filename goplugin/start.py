@@ -23,7 +23,7 @@ def _leave_ctrl_c_to_host() -> None:
 if _by_host:
     _leave_ctrl_c_to_host()  # before the next import, which may be slow on a cold disk
 
-from goplugin import log, outputs
+from goplugin import hostwatch, log, outputs
 from goplugin.companion import Companion, is_possible
 
 gc_was_enabled = gc.isenabled()
@@ -39,6 +39,8 @@ def take_over() -> None:
     _leave_ctrl_c_to_host()
     outputs.take()
     log.take_over()
+    if hostwatch.is_orphan():
+        log.exit_with("The process that started this plugin ended before `import goplugin`: import goplugin first.")
     try:
         settings = environment.parse(variables)
     except ValueError as error:

@@ -121,6 +121,17 @@ def test_a_host_that_closes_stdout_only(world: World) -> None:
     process.stdout, process.stderr = None, None
 
 
+def test_a_host_that_gave_up_before_goplugin_was_imported(world: World) -> None:
+    """It kills the shell between, and then waits for the pipes, which the plugin holds."""
+    script = world.folder / "slow.py"
+    script.write_text("import time\ntime.sleep(2)\nimport plugin\nplugin.main()\n")
+    host = world.host(script, shell=True, start_timeout=1)
+    with pytest.raises(CallError, match="timeout while waiting for plugin to start"):
+        host.ask("start")
+    assert world.gone(10)
+    assert host.logged("ended before `import goplugin`", **{"@level": "error"})
+
+
 @pytest.mark.plain_only("a host of its own")
 def test_safe_path(world: World) -> None:
     """python -P: the script's folder is no place for modules, as docs/guide.md explains."""
