@@ -26,6 +26,7 @@ _framed = False  # whether file descriptor 2 is the companion's pipe
 _handshake = b""  # the line that step 4 has still to print
 _after_handshake: Write | None = None
 _handshake_printed = False
+_watched: Any = None
 _streams: list["_TextStream"] = []
 
 
@@ -94,8 +95,11 @@ def write_record(record: bytes) -> None:
 
 def expect_handshake(line: str, then: Write) -> None:
     """Pass this line on to the host's stdout when it is printed, and all that is printed after it to `then`."""
-    global _handshake, _after_handshake
+    global _handshake, _after_handshake, _watched
     _handshake, _after_handshake = line.encode(), then
+    if host_stdout < 0:  # --debug
+        # Kept, because print() uses it further after it has gone from sys.stdout.
+        _watched = sys.stdout = _Watched(sys.stdout, line)
 
 
 def handshake_is_missing() -> bool:
@@ -118,6 +122,23 @@ def _write_all(fd: int, data: bytes) -> None:
             data = data[os.write(fd, data) :]
         except BlockingIOError:  # a child that shares it has set O_NONBLOCK
             select.select([], [fd], [])
+
+
+class _Watched:
+    """A person's stdout, until the line has been printed there."""
+
+    def __init__(self, stream: Any, line: str) -> None:
+        self._stream, self._line = stream, line
+
+    def write(self, text: str) -> int:
+        global _handshake_printed
+        if self._line in text:
+            _handshake_printed = True
+            sys.stdout = self._stream
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _BinaryStream(io.RawIOBase):

@@ -4,6 +4,7 @@ Plugin tells the order of events; the modules that it calls know the rest.
 """
 
 import atexit
+import contextlib
 import gc
 import inspect
 import json
@@ -78,6 +79,7 @@ class Plugin:
         if _plugin:
             raise RuntimeError("there is a goplugin.Plugin already: a process is one plugin; add all services to it")
         config.check()
+        self._pid = os.getpid()
         self._by_host = _started_by_host(config, usage)
         _plugin = self
         if self._by_host:
@@ -114,8 +116,9 @@ class Plugin:
         self._server: Any = None
         self._address: Address | None = None
         if not leave_with_host and start.companion:
-            start.companion.tell("stay")
-        watch = HostWatch(os.getppid(), (outputs.host_stdout, outputs.host_stderr)) if self._by_host else None
+            with contextlib.suppress(OSError):  # it has died, and leaves the plugin alone
+                start.companion.tell("stay")
+        watch = HostWatch(start.parent, (outputs.host_stdout, outputs.host_stderr)) if self._by_host else None
         self._lifetime = Lifetime(self._leave, watch if leave_with_host else None, start.companion, self._alone)
         if not self._by_host:
             self._lifetime.stop_at(signal.SIGINT, "Ctrl-C")
@@ -151,10 +154,11 @@ class Plugin:
         except ValueError as error:
             raise RuntimeError("call plugin.listen(server) instead of server.start(), which it does itself") from error
         self._server = server
-        if not self._by_host:
-            return self._reattach_config(self._address)
-        multiplex = "false" if self._multiplex else ""
-        line = handshake_line(self.version, *self._address, server_cert, multiplex)
+        if self._by_host:
+            multiplex = "false" if self._multiplex else ""
+            line = handshake_line(self.version, *self._address, server_cert, multiplex)
+        else:
+            line = self._reattach_config(self._address)
         outputs.expect_handshake(line, then=self._stdio.write)
         return line
 
@@ -165,7 +169,7 @@ class Plugin:
         """
         if not self._server:
             raise RuntimeError("plugin.wait() was called before plugin.listen(server)")
-        if self._by_host and outputs.handshake_is_missing():
+        if outputs.handshake_is_missing():
             log.exit_with(
                 "plugin.wait() was called, and the handshake line was not printed:"
                 " write print(plugin.listen(server), flush=True)"
@@ -209,6 +213,8 @@ class Plugin:
 
     def _at_exit(self) -> None:
         """main() has ended."""
+        if os.getpid() != self._pid:
+            return  # it was a child, made by fork
         if self._lifetime.is_over():
             self._lifetime.wait(GRACE)  # main() waited by other means than wait(), such as wait_for_termination()
             return
@@ -225,7 +231,7 @@ class Plugin:
         """Go on without the companion, which has died, unless nobody can call us without it."""
         if self._by_host:
             outputs.send_stderr_to(outputs.host_stderr, framed=False)
-        if self._transport.in_companion:
+        if self._transport.companion_died():
             _log.error("the companion process has died, and with it the connection to the host: the plugin leaves")
             return "the companion process has died"
         _log.error("the companion process has died: from now on child processes may keep the host waiting")

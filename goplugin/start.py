@@ -29,6 +29,7 @@ from goplugin.companion import Companion, is_possible
 gc_was_enabled = gc.isenabled()
 settings = environment.Environment()  # parsed, once this process has been taken over for the host
 companion: Companion | None = None
+parent = os.getppid()  # the process that started us, asked before it has a reason to leave
 refused = ""  # why there is no companion, if there should be one
 grpc_came_first = False  # grpc was imported before goplugin
 
@@ -58,7 +59,7 @@ def start_companion() -> None:
         refused = "this system has no fork or no Unix sockets"
         return
     try:
-        companion = Companion(settings)
+        companion = Companion(settings, parent)
     except OSError as error:
         refused = f"the system refused to start one: {error}"
     os.register_at_fork(after_in_child=outputs.leave_to_parent)

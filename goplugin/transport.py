@@ -1,5 +1,6 @@
 """How host and plugin connect: plainly, by TLS in the companion, or by grpcio's own TLS."""
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -17,8 +18,6 @@ Options = Any  # of a grpc server or channel: pairs of a name and a value
 class Transport(Protocol):
     """What Plugin and Broker need of one."""
 
-    in_companion: bool  # whether nobody can call us once the companion has died
-
     def server_cert(self) -> str:
         """Return the handshake's sixth field. ValueError says why there is none."""
 
@@ -31,11 +30,12 @@ class Transport(Protocol):
     def close(self, address: Address) -> None:
         """What `listen` returned is not needed any more."""
 
+    def companion_died(self) -> bool:
+        """Clean up after it; whether nobody can call us any more."""
+
 
 class Plain:
     """No TLS: whoever can reach the address can call."""
-
-    in_companion = False
 
     def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
         """path(): returns a path for a Unix socket that only our user can reach."""
@@ -59,11 +59,13 @@ class Plain:
         """Grpc has closed it; the file of a Unix socket stays."""
         address.remove()
 
+    def companion_died(self) -> bool:
+        """It was not needed for calls."""
+        return False
+
 
 class CompanionTLS:
     """TLS ends in the companion, which serves only callers that hold the host's key."""
-
-    in_companion = True
 
     def __init__(self, companion: Companion) -> None:
         self._companion = companion
@@ -88,18 +90,19 @@ class CompanionTLS:
 
     def close(self, address: Address) -> None:
         """Tell the companion."""
-        try:
+        with contextlib.suppress(OSError):  # it has died, and with it the address
             self._companion.tell("close", *address)
-        except OSError:  # it has died, and left its folder
-            import shutil
 
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def companion_died(self) -> bool:
+        """Remove its folder."""
+        import shutil
+
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return True
 
 
 class UnverifiedTLS:
     """TLS by grpcio, which serves whoever calls: it cannot verify the P-521 certificates of go-plugin's hosts."""
-
-    in_companion = False
 
     def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
         from goplugin.companion import tls
@@ -124,6 +127,10 @@ class UnverifiedTLS:
     def close(self, address: Address) -> None:
         """Do as Plain does."""
         address.remove()
+
+    def companion_died(self) -> bool:
+        """There is none."""
+        return False
 
 
 def _bind(environment: Environment, path: Callable[[], str], add_port: Callable[[str], object]) -> Address:

@@ -220,12 +220,19 @@ class World:
 
     def plugin(self) -> psutil.Process:
         """The one plugin."""
-        running = self.plugins()
-        (plugin,) = (process for process in running if process.ppid() not in [other.pid for other in running])
+
+        def without_children() -> list[psutil.Process]:
+            running = self.plugins()
+            return [process for process in running if process.ppid() not in [other.pid for other in running]]
+
+        # A companion is called python as well, for its first moment.
+        eventually(lambda: len(without_children()) == 1, 5)
+        (plugin,) = without_children()
         return plugin
 
     def companion(self) -> psutil.Process:
         """The one process beside the plugin."""
+        eventually(self.companions)
         (companion,) = self.companions()
         return companion
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import probe
 import pytest
+from authors import RIGHT
 from by_hand import HOSTS_VARIABLES, line
 from certificates import certificate_in, client_context, make_certificate, served
 from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+
+from goplugin.companion.frames import MARK
 
 ALSO_WITH_AUTO_MTLS = True
 
@@ -240,6 +243,28 @@ def test_a_child_that_a_handler_forks_ends(world: World, end: str, code: int) ->
     run = f"import os, sys\npid = os.fork()\nif pid == 0: {end}\nelse: result = os.waitpid(pid, 0)[1] >> 8"
     assert probe.do(host, "run", run, seconds=20) == code
     assert probe.do(host, "echo", 1) == 1
+
+
+def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
+    """It ends by sys.exit(), with all exit handlers: sockets and folders are its parent's."""
+    script = world.folder / "forks.py"
+    text = RIGHT.replace("plugin.wait()", "import os\nif os.fork() == 0: sys.exit(3)\nos.wait()\nplugin.wait()")
+    script.write_text(text)
+    host = world.started(script, runner=True)
+    put(host, "k", b"v")
+    host.close()
+    host = world.started(script)
+    put(host, "k", b"v")
+    assert not host.logged_now("main() ended")
+
+
+def test_what_is_not_a_worker_is_not_killed(world: World) -> None:
+    """Children can write what they like to stderr, frames too."""
+    host = probe.start(world)
+    for number in (b"1", b"%d" % os.getpid(), b"x", b"", b"-1", b"9" * 30):
+        probe.do(host, "run", f"import os; os.write(2, {MARK + b'worker ' + number + bytes([10])!r})")
+    assert probe.do(host, "echo", 1) == 1
+    assert host.ask("kill")["seconds"] < 4
 
 
 def test_children_do_not_keep_the_host_waiting(world: World) -> None:

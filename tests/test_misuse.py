@@ -211,6 +211,28 @@ def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:
     assert "plugin.listen() needs what grpc.server(...) returned" in err.decode()
 
 
+def test_with_debug_too_the_line_must_be_printed(world: World) -> None:
+    path = script(world, RIGHT.replace("print(plugin.listen(server), flush=True)", "plugin.listen(server)"))
+    process = world.run(sys.executable, path, "--debug")
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (1, b"")
+    assert "the handshake line was not printed: write print(plugin.listen(server), flush=True)" in err.decode()
+
+
+def test_the_cookie_alone(world: World) -> None:
+    """As a person may set it, to see the line: the plugin behaves as under a host that sets nothing else."""
+    env = {**world.env, "BASIC_PLUGIN": "hello"}
+    process = world.run(sys.executable, ROOT / "plugin.py", env=env)
+    assert process.stdout
+    assert re.fullmatch(rb"1\|1\|tcp\|127\.0\.0\.1:\d+\|grpc\n", process.stdout.readline())
+    assert len(world.companions()) == 1
+    process.terminate()
+    assert process.wait(10) == 0
+    process = world.run(sys.executable, ROOT / "plugin.py", "--debug", env=env)
+    assert process.stdout
+    assert process.stdout.readline().startswith(b'{"plugin":')
+
+
 def test_without_its_packages_it_says_so(world: World) -> None:
     """Python without site-packages; to a person on stderr, to a host in its log and its error."""
     process = world.run(sys.executable, "-S", ROOT / "plugin.py")

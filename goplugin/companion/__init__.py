@@ -18,8 +18,10 @@ from goplugin.environment import Environment
 class Companion:
     """Commands for the process, which ends when this process does."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, parent: int) -> None:
         """Start the process. From now on our stderr leads to it. OSError if the system refuses.
+
+        parent: the process that started the plugin.
 
         By fork, so that it needs no second start of Python and works however the plugin was packed. By two forks, so
         that it is not a child of ours: os.wait() in the plugin's own code must not meet it.
@@ -29,7 +31,7 @@ class Companion:
         self._lock = threading.Lock()
         # The certificate comes without having been asked for; None until it is there.
         self._server_cert = None if environment.client_cert else ""
-        plugin, parent = os.getpid(), os.getppid()
+        plugin = os.getpid()
         with warnings.catch_warnings():
             # Python 3.12 warns if there are threads, as a debugger or tracer may have started. None of them is in our
             # way: the process uses nothing that they have.

@@ -117,6 +117,9 @@ class Process:
 
     def _add_worker(self, pid: int) -> None:
         """A child of multiprocessing: nobody else ends it if the plugin is killed."""
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) != os.getpgrp():
+                return  # not one of ours, whoever says so
         pidfd = open_process(pid)
         self._workers[pidfd if pidfd >= 0 else -pid] = pid
         if pidfd >= 0:
