@@ -1,6 +1,6 @@
-"""What go-plugin gives every plugin in Go, for a plugin in Python. Copied as it is; it knows no service of yours.
+"""Everything that go-plugin gives a plugin in Go, for a plugin in Python. It does not know your service.
 
-Import it before anything else: where a host started this process, stdout is the host's from here on.
+Import it before anything else: if a host has started this process, stdout belongs to the host from here on.
 """
 
 import gc

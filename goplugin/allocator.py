@@ -1,4 +1,4 @@
-"""Large messages without the C library's worst habits with memory; nothing of go-plugin's, since Go has its own.
+"""Settings of the C library's memory, for large messages. Go needs none of this.
 
 On its way through protobuf and gRPC a message is copied several times, in buffers of its own size. With its ordinary
 settings glibc keeps such memory for each thread by itself, or gives it back to the system and fetches it again for
@@ -16,10 +16,9 @@ _MIB = 1 << 20
 
 
 def keep_buffers() -> None:
-    """From now on, one heap for all threads, of which up to 64 MiB are kept for what comes next.
+    """Use one heap for all threads from now on, and keep up to 64 MiB of free memory for the next message.
 
-    To be called before there are threads. Does nothing where there is no glibc, or the environment has settings of its
-    own for it.
+    Call it before threads are started. It does nothing without glibc, or if the environment has settings for glibc.
     """
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -30,5 +29,5 @@ def keep_buffers() -> None:
     except (ImportError, OSError, TypeError, AttributeError):
         return
     mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the highest there is; also keeps glibc from moving it by itself
+    mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the highest value; setting it also keeps glibc from changing it
     mallopt(_M_TRIM_THRESHOLD, 64 * _MIB)

@@ -77,7 +77,7 @@ class Calls(grpc.ServerInterceptor):
         return guarded
 
     def _answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
-        """End the call by a status where grpc would not, or would log what is no error."""
+        """End the call where grpc would not end it, or would log an error that is none."""
         if os.getpid() != self._pid:
             os._exit(_exit_code(error))
         code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints

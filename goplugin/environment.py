@@ -18,7 +18,7 @@ _NAMES = (
 class Environment(NamedTuple):
     """The host's settings, parsed.
 
-    protocol_versions: the app protocol versions that the host can use; none from hosts of old.
+    protocol_versions: the app protocol versions that the host can use; empty for old hosts, which do not send them.
     ports: the TCP ports to choose from; port 0 stands for any.
     client_cert: the host's certificate, PEM, under AutoMTLS; else empty.
     multiplex: whether the host asked for broker multiplexing.

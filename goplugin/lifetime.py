@@ -1,4 +1,4 @@
-"""When the plugin leaves: Shutdown, SIGTERM, SIGHUP, or the host's death. Not at Ctrl-C, which is the host's to answer.
+"""When the plugin leaves: at Shutdown, SIGTERM, SIGHUP, or when the host dies. Ctrl-C is left to the host.
 
 Mirrors what go-plugin's server.go and grpc_controller.go do, and adds the host's death.
 """
@@ -31,7 +31,7 @@ class Lifetime:
         """Start the thread. To be called in the main thread.
 
         leave(reason): called once, in that thread; the process ends soon after it returns.
-        host: None if its end is no reason to leave.
+        host: None if the plugin outlives its host.
         companion_died(): called when it has; returns the reason to leave, or "" to stay.
         """
         self._leave, self._host, self._companion, self._companion_died = leave, host, companion, companion_died

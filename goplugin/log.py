@@ -1,8 +1,9 @@
 """Python's `logging` as the host's log reads it: one hclog JSON object per line on the real stderr.
 
 Mirrors the output of go-hclog, which plugins in Go log with, and what go-plugin's log_entry.go and client.go
-(logStderr) accept: the host panics if @message, @level or @timestamp is no string, takes the line for plain text if
-@timestamp has not six digits of a second or the line is over 64 KiB, and knows no level "warning".
+(logStderr) accept: the host panics if @message, @level or @timestamp is not a string. It takes the line for plain text
+if @timestamp does not have exactly six digits of a second, or the line is over 64 KiB. It does not know "warning", only
+"warn".
 """
 
 import atexit
@@ -32,7 +33,7 @@ _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asct
 
 write: Callable[[bytes], None] = outputs.write_record  # where records go; the companion has its own way
 
-# Loggers of our own: logging.config, which a plugin's code may use, disables or redirects those that it finds.
+# Loggers of our own, because logging.config disables or redirects the loggers that it finds.
 _root = logging.RootLogger(_TRACE)
 _manager = logging.Manager(_root)
 
@@ -119,8 +120,8 @@ class HclogHandler(logging.Handler):
 def hclog_line(record: logging.LogRecord) -> bytes:
     """The record as a line of hclog's JSON: ASCII, at most 64 KiB, whatever the record holds.
 
-    Each key of the record's `extra` becomes a pair; an exception or a stack becomes the pair "stacktrace". What is
-    no JSON is given as its repr(). What exceeds the line is cut from the longest text, with a note of how much.
+    Each key of the record's `extra` becomes a pair; an exception or a stack becomes the pair "stacktrace". A value
+    that JSON cannot express becomes its repr(). If the line is too long, its longest texts are cut, and say how much.
     """
     pairs: dict[str, Any] = {}
     try:

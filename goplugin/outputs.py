@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from goplugin.companion import frames
+from goplugin import frames
 
 STDOUT, STDERR = 1, 2  # file descriptors
 

@@ -44,7 +44,7 @@ _OPTIONS = (
 
 
 class Plugin:
-    """What go-plugin gives every Go plugin, for your grpc.server. One for a process, made by the main thread.
+    """Everything that go-plugin gives a Go plugin, for your grpc.server. A process has one, made in its main thread.
 
     version: the app protocol version that host and plugin have in common.
     broker: further connections to and from the host.
@@ -72,7 +72,7 @@ class Plugin:
         if getattr(sys, "frozen", False):
             import multiprocessing
 
-            # In a worker, which an executable of PyInstaller's starts as itself, this works and does not return.
+            # A PyInstaller executable starts itself for each worker: there this does the work and does not return.
             multiprocessing.freeze_support()
         if threading.current_thread() is not threading.main_thread():
             log.exit_with("goplugin.Plugin must be created in the main thread: only that one receives signals")
@@ -128,7 +128,7 @@ class Plugin:
         """Add the services that go-plugin adds in Go, start the server, and return the handshake line to print.
 
         Print it by print(), sys.stdout.write() or sys.stdout.buffer.write(): then this line, and nothing else, reaches
-        the stdout that the host reads. What is written to file descriptor 1 by other ways goes to the host's log.
+        the stdout that the host reads. Whatever is written to file descriptor 1 in another way goes to the host's log.
 
         Started by hand with --debug, the line is what a host needs to attach: as JSON, in the form that Terraform
         reads from TF_REATTACH_PROVIDERS. The name in it is what follows --debug, else the script's.
@@ -165,7 +165,7 @@ class Plugin:
     def wait(self) -> None:
         """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
 
-        Calls in flight have 1.5 s to finish. What main() does after this has 0.3 s more.
+        Calls in flight have 1.5 s to finish. The rest of main() has 0.3 s after that.
         """
         if not self._server:
             raise RuntimeError("plugin.wait() was called before plugin.listen(server)")

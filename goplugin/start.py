@@ -1,4 +1,4 @@
-"""What must happen before `import grpc`, and before the plugin's own imports: from here on stdout is the host's."""
+"""The few things that must happen before `import grpc` and the plugin's own imports: stdout now belongs to the host."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ _by_host = bool(variables) and DEBUG not in sys.argv
 
 
 def _leave_ctrl_c_to_host() -> None:
-    """Ctrl-C reaches host and plugin alike. Not by SIG_IGN, which children would inherit."""
+    """Ignore Ctrl-C, which reaches host and plugin alike. Not by SIG_IGN, because children would inherit that."""
     signal.signal(signal.SIGINT, lambda signum, frame: None)
 
 
@@ -69,10 +69,10 @@ def start_companion() -> None:
 
 
 def socket_path() -> str:
-    """Return a path for a Unix socket that only our user can reach. OSError if there is none to be had."""
+    """Return a path for a Unix socket that only our user can reach. OSError if that is not possible."""
     if not companion:
         raise OSError(
-            "there is no TCP here, and a Unix socket needs the companion process, which removes it in the end"
+            "TCP does not work here, and a Unix socket needs the companion process, which removes it in the end"
         )
     return str(companion.ask("path"))
 

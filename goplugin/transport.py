@@ -16,10 +16,10 @@ Options = Any  # of a grpc server or channel: pairs of a name and a value
 
 
 class Transport(Protocol):
-    """What Plugin and Broker need of one."""
+    """What Plugin and Broker use."""
 
     def server_cert(self) -> str:
-        """Return the handshake's sixth field. ValueError says why there is none."""
+        """Return the certificate for the handshake line, or "". ValueError says why there is none."""
 
     def listen(self, server: Any) -> Address:
         """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
@@ -28,7 +28,7 @@ class Transport(Protocol):
         """Return a channel to where the host listens. ValueError if that is not an address."""
 
     def close(self, address: Address) -> None:
-        """What `listen` returned is not needed any more."""
+        """Release an address that `listen` returned."""
 
     def companion_died(self) -> bool:
         """Clean up after it; whether nobody can call us any more."""
@@ -42,7 +42,7 @@ class Plain:
         self._environment, self._path = environment, path
 
     def server_cert(self) -> str:
-        """Return "", there is none."""
+        """Return "": there is no certificate."""
         return ""
 
     def listen(self, server: Any) -> Address:
@@ -52,7 +52,7 @@ class Plain:
         return address
 
     def dial(self, address: Address, options: Options) -> grpc.Channel:
-        """Straight to the host."""
+        """Return a channel straight to the host."""
         return grpc.insecure_channel(address.target(), options)
 
     def close(self, address: Address) -> None:
@@ -81,7 +81,7 @@ class CompanionTLS:
         return Address(*self._companion.ask("listen", plain))
 
     def dial(self, address: Address, options: Options) -> grpc.Channel:
-        """Through the companion, which checks the host's certificate."""
+        """Return a channel through the companion, which checks the host's certificate."""
         address.target()  # ValueError if it is not an address
         plain = Address("unix", str(self._companion.ask("dial", *address)))
         channel = grpc.insecure_channel(plain.target(), options)

@@ -16,7 +16,7 @@ from certificates import certificate_in, client_context, make_certificate, serve
 from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
 
-from goplugin.companion.frames import MARK
+from goplugin.frames import MARK
 
 ALSO_WITH_AUTO_MTLS = True
 

@@ -1,11 +1,11 @@
-"""How lines and log records share one pipe, by plain calls: goplugin/companion/frames.py."""
+"""How lines and log records share one pipe, by plain calls: goplugin/frames.py."""
 
 import json
 import random
 
 import pytest
 
-from goplugin.companion.frames import LINE_LIMIT, MARK, Decoder, encode
+from goplugin.frames import LINE_LIMIT, MARK, Decoder, encode
 
 
 def decode(*pieces: bytes) -> bytes:

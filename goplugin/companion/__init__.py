@@ -16,7 +16,7 @@ from goplugin.environment import Environment
 
 
 class Companion:
-    """Commands for the process, which ends when this process does."""
+    """Starts the process and gives it commands. It ends when this process ends."""
 
     def __init__(self, environment: Environment, parent: int) -> None:
         """Start the process. From now on our stderr leads to it. OSError if the system refuses.
@@ -106,7 +106,7 @@ def is_possible() -> bool:
 
 def _run(environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int) -> None:
     """Be the companion. Runs none of the plugin's exit handlers."""
-    # It leaves with the plugin, which has calls to finish after a SIGTERM, not before.
+    # These go to the whole process group. The companion must stay until the plugin has finished its calls.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:

@@ -18,8 +18,7 @@ import socket
 import time
 from typing import Any
 
-from goplugin import address, log, outputs
-from goplugin.companion import frames
+from goplugin import address, frames, log, outputs
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.environment import Environment
 from goplugin.hostwatch import HostWatch, open_process
@@ -119,7 +118,7 @@ class Process:
         """A child of multiprocessing: nobody else ends it if the plugin is killed."""
         with contextlib.suppress(OSError):
             if os.getpgid(pid) != os.getpgrp():
-                return  # not one of ours, whoever says so
+                return  # any child can write such a frame
         pidfd = open_process(pid)
         self._workers[pidfd if pidfd >= 0 else -pid] = pid
         if pidfd >= 0:
@@ -164,7 +163,7 @@ class Process:
             self._pass_on(record)
 
     def _last_words(self) -> None:
-        """Pass on what was written before the plugin ended. What its children write from now on has no reader."""
+        """Pass on what was written before the plugin ended. Its children have no reader from now on."""
         end = time.monotonic() + LAST_WORDS
         is_empty = False
         while (left := end - time.monotonic()) > 0:

@@ -109,7 +109,7 @@ class Relay:
     """One connection: moves bytes between two sockets, with TLS on the outer one."""
 
     def __init__(self, relays: Relays, outer: socket.socket, address: str, inner: socket.socket | None = None) -> None:
-        """With inner, which grpc dialled: on to the host at this address. Else on to grpc at this address."""
+        """inner: grpc's end if grpc dials; then address is the host's. Else the host calls, and address is grpc's."""
         self._relays, self._outer, self._inner, self._address = relays, outer, inner, address
         self._dials = inner is not None
         self._tls = TLS(relays.contexts, dials=self._dials)

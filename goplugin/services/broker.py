@@ -1,7 +1,8 @@
-"""plugin.GRPCBroker: further connections between host and plugin, either way; mirrors go-plugin's grpc_broker.go.
+"""plugin.GRPCBroker: more connections between host and plugin, either way; mirrors go-plugin's grpc_broker.go.
 
-An id that one side got from next_id() travels in a call of the plugin's own service. The side that serves under it
-listens and says where, in a ConnInfo on a stream of the broker's own; the other side waits for that and dials.
+One side gets an id from next_id() and passes it to the other in a call of the plugin's own service. The side that
+serves under the id listens, and sends its address as a ConnInfo on the broker's stream. The other side waits for that
+and dials.
 """
 
 import contextlib
@@ -27,10 +28,10 @@ _Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]
 
 
 class Broker(host_pb2_grpc.GRPCBrokerServicer):
-    """Serves under an id (accept), reaches what the host serves under an id (dial)."""
+    """Serves the host under an id (accept), and reaches what the host serves under an id (dial)."""
 
     def __init__(self, transport: Transport, server_arguments: dict[str, Any]) -> None:
-        """server_arguments: for the grpc.Server of what is accepted."""
+        """server_arguments: for the grpc.Server behind each accepted id."""
         self._transport, self._server_arguments = transport, server_arguments
         self._changed = threading.Condition()
         self._hosts: list[_Outgoing] = []
@@ -41,16 +42,16 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         self._closed = False
 
     def next_id(self) -> int:
-        """An id for accept, new in this plugin; the host counts its own."""
+        """Return an id for accept that is new in this plugin. The host counts its own ids."""
         with self._changed:
             self._last_id = self._last_id % 0xFFFFFFFF + 1
             return self._last_id
 
     def dial(self, service_id: int) -> grpc.Channel:
-        """A channel to what the host serves under the id; close it, or use it in a `with`.
+        """Return a channel to what the host serves under the id. Close it, or use it in a `with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is no uint32, or what the host said is no address; RuntimeError when the plugin is leaving.
+        ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
         """
         host_pb2.ConnInfo(service_id=service_id)
         with self._changed:
@@ -63,7 +64,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
                     " (it does so once: an id can be dialled once)"
                 )
             address, _ = self._infos.pop(service_id)
-        # No proxy: the host is on this machine, whatever the environment says of others.
+        # No proxy, whatever the environment says: the host is on this machine.
         options = (*self._server_arguments["options"], ("grpc.enable_http_proxy", 0))
         try:
             channel = self._transport.dial(address, options)
@@ -80,7 +81,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         """Serve the host under the id, until the result is closed or the plugin leaves.
 
         add_to_server: adds the services to the grpc.Server that it is given.
-        ValueError if the id is no uint32 or is accepted already, TimeoutError if no host opens the broker's stream
+        ValueError if the id is not a uint32 or is accepted already, TimeoutError if no host opens the broker's stream
         within 5 s, OSError if the plugin cannot listen; RuntimeError when it is leaving.
         """
         info = host_pb2.ConnInfo(service_id=service_id)
@@ -105,7 +106,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
         return accepted
 
     def forget(self, accepted: "Accepted") -> None:
-        """It is closed: nothing is left to close at the end."""
+        """Remove it from what must be closed at the end: it is closed."""
         with self._changed:
             if self._accepted.get(accepted.service_id) is accepted:
                 del self._accepted[accepted.service_id]
@@ -113,7 +114,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
     def StartStream(
         self, request_iterator: Iterator[host_pb2.ConnInfo], context: grpc.ServicerContext
     ) -> Iterator[host_pb2.ConnInfo]:
-        """The host's side of the broker: what it accepts comes in, what we accept goes out, as long as it lasts."""
+        """Exchange ConnInfos with one host, as long as it is connected: ids that it accepts come in, ours go out."""
         outgoing: _Outgoing = queue.SimpleQueue()
 
         def receive() -> None:
@@ -121,7 +122,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
                 for info in request_iterator:
                     self._receive(info)
             except grpc.RpcError:
-                pass  # the host is gone, or the plugin is leaving: that is how such a stream ends
+                pass  # such a stream ends when the host is gone or the plugin leaves
             finally:
                 outgoing.put(None)
 
@@ -143,13 +144,13 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
             if not again:
                 self._infos[service_id] = (Address(info.network, info.address), time.monotonic() + TIMEOUT)
                 self._changed.notify_all()
-        if again:  # two hosts, whose ids are equal; as in Go the first one is kept
+        if again:  # two hosts use the same id; as in Go, the first one is kept
             _log.warning("the host serves id %d while another one does: not reachable", service_id)
         else:
             _after(TIMEOUT, self._expire)
 
     def _expire(self) -> None:
-        """Forget what nobody dialled in time, as the host does too."""
+        """Forget ids that nobody dialled in time, as the host does too."""
         with self._changed:
             late = [service_id for service_id in self._infos if not self._known(service_id)]
             for service_id in late:
@@ -158,13 +159,13 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
             _log.warning("the host serves id %d, and nobody dialled it within %g s", service_id, TIMEOUT)
 
     def end_streams(self) -> None:
-        """End the broker's streams; what was dialled and accepted still serves the calls in flight."""
+        """End the broker's streams. Connections stay, for the calls in flight."""
         with self._changed:
             for outgoing in self._hosts:
                 outgoing.put(None)
 
     def close(self) -> None:
-        """End all that was accepted and dialled, and refuse more."""
+        """Close all connections, and refuse new ones."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -176,7 +177,7 @@ class Broker(host_pb2_grpc.GRPCBrokerServicer):
 
 
 class Accepted(contextlib.AbstractContextManager["Accepted"]):
-    """What is served under an id. Close it when the host needs it no more, or use it in a `with`."""
+    """A server under an id. Close it when the host does not need it any more, or use it in a `with`."""
 
     def __init__(self, broker: Broker, transport: Transport, service_id: int) -> None:
         self.service_id = service_id
@@ -204,7 +205,7 @@ class Accepted(contextlib.AbstractContextManager["Accepted"]):
             _log.warning("the plugin serves id %d, and the host called nothing within %g s", self.service_id, TIMEOUT)
 
     def close(self) -> None:
-        """Stop serving; calls in flight are cancelled. It can be called twice."""
+        """Stop serving, and cancel calls in flight. A second call does nothing."""
         self._broker.forget(self)
         server, self._server = self._server, None
         address, self._address = self._address, None
@@ -232,7 +233,7 @@ _timer_thread: threading.Thread | None = None
 
 
 def _after(seconds: float, function: Callable[[], None]) -> None:
-    """Call the function then. All wait equally long, so that one thread serves them in their order."""
+    """Call the function after that time. The time is always the same, so one thread calls them in order."""
     global _timer_thread
     _timers.put((time.monotonic() + seconds, function))
     if not _timer_thread:

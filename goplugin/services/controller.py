@@ -1,4 +1,4 @@
-"""plugin.GRPCController: by Shutdown the host tells the plugin to leave; mirrors go-plugin's grpc_controller.go."""
+"""plugin.GRPCController: the host calls Shutdown to end the plugin; mirrors go-plugin's grpc_controller.go."""
 
 from collections.abc import Callable
 

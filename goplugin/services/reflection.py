@@ -15,13 +15,13 @@ _V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same, bef
 
 
 class Reflection(grpc.GenericRpcHandler):
-    """Answers for all services of the server, whenever they were added."""
+    """Answers for all services of the server, also for those added later."""
 
     def __init__(self, server: grpc.Server) -> None:
         self._server = server
 
     def service(self, handler_call_details: Any) -> Any:
-        """The handler of a reflection call; None for all others. Imports what it needs at the first."""
+        """Return the handler of a reflection call, and None for other calls. The first one imports what is needed."""
         _, service, _ = handler_call_details.method.split("/")
         if service not in (f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"):
             return None
@@ -48,10 +48,12 @@ def _handlers_of(server: Any) -> Any:
 
 
 def _describe_v1(v1alpha: Any) -> None:
-    """Add what describes the service's stable version, which the package lacks, to what can be asked for."""
+    """Add the description of grpc.reflection.v1, which grpcio-reflection lacks, to the descriptor pool."""
     from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 
     description = descriptor_pb2.FileDescriptorProto()
     v1alpha.CopyToProto(description)
     text = text_format.MessageToString(description).replace("v1alpha", "v1")
-    descriptor_pool.Default().Add(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()))  # twice is no harm
+    descriptor_pool.Default().Add(
+        text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+    )  # a second time does no harm

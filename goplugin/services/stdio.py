@@ -15,8 +15,8 @@ import grpc
 from goplugin import log, outputs
 from goplugin.services import host_pb2, host_pb2_grpc
 
-LIMIT = 1 << 20  # bytes kept for a host that does not read as fast as the plugin prints
-PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing at all; then it is dropped
+LIMIT = 1 << 20  # bytes that are kept if the plugin prints faster than the host reads
+PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; then the output is dropped
 
 _MESSAGE = 64 * 1024  # bytes in one message at most
 
@@ -27,7 +27,7 @@ _log = log.get_logger("goplugin.stdio")
 
 
 class Stdio(host_pb2_grpc.GRPCStdioServicer):
-    """Between print and the host: bounded, in order, and never blocking a handler for good."""
+    """Keeps what is printed until the host reads it: in order, bounded, and without blocking a handler for ever."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -35,7 +35,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         self._writing = {channel: threading.Lock() for channel in _CHANNELS.values()}
         self._chunks: deque[tuple[Channel, bytearray]] = deque()
         self._size = 0  # bytes in _chunks
-        self._read = 0  # chunks that hosts took so far: progress, for those who wait for room
+        self._read = 0  # chunks that hosts took so far: shows progress to writers that wait for room
         self._sending = 0  # chunks taken and not yet sent
         self._readers = 0
         self._dropping = False
@@ -43,7 +43,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         self._closed = False
 
     def write(self, fd: int, data: bytes) -> None:
-        """Hand over bytes for the host; waits while LIMIT is reached, drops them if the host stopped reading."""
+        """Keep bytes for the host. Wait while LIMIT is reached; drop them if the host has stopped reading."""
         channel = _CHANNELS[fd]
         with self._writing[channel]:
             for start in range(0, len(data), _MESSAGE):
@@ -62,11 +62,11 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                 self._size += len(data)
                 self._changed.notify_all()
             starts_dropping = self._dropping and not was_dropping
-        if starts_dropping:  # said without the lock: a handler of logging may print, and wait for us in turn
+        if starts_dropping:  # logged without the lock: a handler of logging may print, and would wait for the lock
             _log.warning("the host does not read what this plugin prints: dropped from now on")
 
     def _has_room(self) -> bool:
-        """Whether there is room for a chunk now or after waiting for a host that reads. Called with the lock held."""
+        """Wait for room for a chunk as long as the host reads; whether there is room. Call it with the lock held."""
         progress, deadline = self._read, time.monotonic() + PATIENCE
         while self._size >= LIMIT and not (self._dropping or self._closed):
             in_time = self._changed.wait(deadline - time.monotonic())
@@ -77,7 +77,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         return self._size < LIMIT and not self._closed
 
     def StreamStdio(self, request: Any, context: grpc.ServicerContext) -> Iterator[host_pb2.StdioData]:
-        """What is printed, as it comes; where two hosts ask, each piece goes to one of them."""
+        """Stream what is printed. If two hosts are connected, each piece goes to one of them."""
 
         def host_left() -> None:
             with self._changed:
@@ -102,7 +102,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                 self._changed.notify_all()
 
     def _next(self, context: grpc.ServicerContext) -> host_pb2.StdioData | None:
-        """The next message for a host, waited for; None at the end."""
+        """Wait for the next message for a host, and return it; None at the end."""
         with self._changed:
             while not self._chunks:
                 if self._closed or not context.is_active():
@@ -124,13 +124,13 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             self._changed.wait_for(lambda: not self._readers or not (self._chunks or self._sending), timeout)
 
     def close(self) -> None:
-        """Let the streams end once all is sent."""
+        """Let the streams end when everything is sent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def count_unread(self) -> None:
-        """Log how much was printed that no host took; once nobody can any more."""
+        """Log how much was printed that no host has read. Call it when no host can read any more."""
         with self._changed:
             for channel, data in self._chunks:
                 self._dropped[channel] += len(data)
