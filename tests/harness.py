@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -252,5 +253,7 @@ class World:
         left = self.processes()
         for process in left:
             process.kill()
+        for folder in self.temporary.glob("pymp-*"):  # multiprocessing's own, which it leaves when it is killed
+            shutil.rmtree(folder)
         assert not left, "processes outlived the test"
         assert not list(self.temporary.iterdir()), "files outlived the test"

@@ -1,6 +1,5 @@
 """Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
 
-import shutil
 import signal
 
 import pytest
@@ -28,8 +27,6 @@ def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str
     else:
         host.process.kill()
     assert world.gone(3.5)
-    for folder in world.temporary.glob("pymp-*"):  # of multiprocessing itself, which it leaves when it is killed
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("way", WAYS)
