@@ -118,21 +118,34 @@ def give_to_group(address: Address, group: str) -> None:
         raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: {error}") from error
 
 
-def private_folder() -> str:
-    """Make a folder that only our user can enter, for sockets. OSError if no temporary folder can be used.
+def make_private_folder(name: str) -> str:
+    """Make a folder that only our user can enter, for sockets, and return its path. OSError if that cannot be.
 
-    It is chosen as Python's tempfile does, but never in the working directory, which is the user's.
+    It is made where Python's tempfile would make it, but never in the working directory, which is the user's.
     """
-    import tempfile
-
-    candidates = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")] + ["/tmp", "/var/tmp", "/usr/tmp"]
     reasons = []
-    for candidate in filter(os.path.isabs, candidates):
-        if len(os.fsencode(candidate)) > _LONGEST_FOLDER:
-            reasons.append(f"{candidate}: too long for a socket's path")
+    for folder in _temporary_folders():
+        path = os.path.join(folder, name)
+        if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+            reasons.append(f"{folder}: too long for a socket's path")
             continue
         try:
-            return tempfile.mkdtemp(prefix="plugin", dir=candidate)
+            os.mkdir(path, mode=0o700)
         except OSError as error:
-            reasons.append(f"{candidate}: {error.strerror}")
+            reasons.append(f"{folder}: {error.strerror}")
+        else:
+            return path
     raise OSError(f"no temporary folder for sockets: set TMPDIR to a folder that can be written ({'; '.join(reasons)})")
+
+
+def remove_private_folder(name: str) -> None:
+    """Remove the folder of that name, wherever it was made."""
+    import shutil
+
+    for folder in _temporary_folders():
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def _temporary_folders() -> list[str]:
+    named = [os.environ.get(variable, "") for variable in ("TMPDIR", "TEMP", "TMP")]
+    return [folder for folder in (*named, "/tmp", "/var/tmp", "/usr/tmp") if os.path.isabs(folder)]

@@ -70,7 +70,7 @@ class Decoder:
 
     def _record(self, frame: bytes) -> list[bytes]:
         name, _, piece = frame.partition(b" ")
-        if name == b"worker" and piece.isdigit():
+        if name == b"worker" and piece.isdigit() and len(piece) < 10:
             self.workers.append(int(piece))
             return []
         record = self._records.pop(name, b"") + piece[1:]

@@ -143,9 +143,11 @@ class Plugin:
             raise RuntimeError("plugin.listen() was called twice")
         services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._threads)
         try:
-            server_cert = self._transport.server_cert()
+            server_cert = self._transport.server_cert()  # first: the companion sends it without being asked
             self._address = self._transport.listen(server)
         except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, OSError):
+                self._transport.companion_died()  # if that is the reason, nobody else cleans up
             log.exit_with(f"This plugin cannot listen: {error}")
         # Freeze what is already imported; otherwise the full collection at exit would take longer than the rest of it.
         gc.freeze()

@@ -1,14 +1,13 @@
 """How host and plugin connect: plainly, by TLS in the companion, or by grpcio's own TLS."""
 
 import contextlib
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
 
-from goplugin.address import Address, give_to_group, listening_socket
+from goplugin.address import Address, give_to_group, listening_socket, remove_private_folder
 from goplugin.companion import Companion
 from goplugin.environment import Environment
 
@@ -69,14 +68,12 @@ class CompanionTLS:
 
     def __init__(self, companion: Companion) -> None:
         self._companion = companion
-        self._folder = ""  # of the sockets
         self.server_cert = companion.server_cert
 
     def listen(self, server: Any) -> Address:
         """Have grpc listen on a Unix socket, and the companion in front of it where the host finds us."""
         self.server_cert()  # the first reply comes first
         plain = str(self._companion.ask("path"))
-        self._folder = os.path.dirname(plain)
         server.add_insecure_port(Address("unix", plain).target())
         return Address(*self._companion.ask("listen", plain))
 
@@ -95,9 +92,7 @@ class CompanionTLS:
 
     def companion_died(self) -> bool:
         """Remove its folder."""
-        import shutil
-
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_private_folder(self._companion.folder)
         return True
 
 

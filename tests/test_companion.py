@@ -264,7 +264,9 @@ def test_what_is_not_a_worker_is_not_killed(world: World) -> None:
     for number in (b"1", b"%d" % os.getpid(), b"x", b"", b"-1", b"9" * 30):
         probe.do(host, "run", f"import os; os.write(2, {MARK + b'worker ' + number + bytes([10])!r})")
     assert probe.do(host, "echo", 1) == 1
+    assert world.companion().is_running()
     assert host.ask("kill")["seconds"] < 4
+    assert not host.logged_now("the companion process")
 
 
 def test_children_do_not_keep_the_host_waiting(world: World) -> None:

@@ -74,8 +74,8 @@ def test_no_temporary_folder(world: World) -> None:
     """A plain plugin needs none; under AutoMTLS it says what to set."""
     script = world.folder / "without.py"
     script.write_text(
-        "import tempfile\ndef no(**options): raise PermissionError(13, 'Permission denied')\n"
-        "tempfile.mkdtemp = no\nimport plugin\nplugin.main()\n"
+        "import os\ndef no(*arguments, **options): raise PermissionError(13, 'Permission denied')\n"
+        "os.mkdir = no\nimport plugin\nplugin.main()\n"
     )
     host = world.host(script)
     if world.auto_mtls:

@@ -32,6 +32,7 @@ class Companion:
         # The certificate comes without having been asked for; None until it is there.
         self._server_cert = None if environment.client_cert else ""
         plugin = os.getpid()
+        self.folder = f"plugin{os.urandom(8).hex()}"  # the name of its folder for sockets
         with warnings.catch_warnings():
             # Python 3.12 warns if there are threads, as a debugger or tracer may have started. None of them is in our
             # way: the process uses nothing that they have.
@@ -42,7 +43,7 @@ class Companion:
                 if os.fork() == 0:
                     self._control.close()
                     os.close(our_stderr)
-                    _run(environment, plugin, parent, theirs, stderr)
+                    _run(environment, plugin, parent, theirs, stderr, self.folder)
                 os._exit(0)
             finally:
                 os._exit(1)  # fork failed; the plugin takes it for a companion that has died
@@ -104,7 +105,7 @@ def is_possible() -> bool:
     return hasattr(os, "fork") and hasattr(socket, "AF_UNIX")
 
 
-def _run(environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int) -> None:
+def _run(environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int, folder: str) -> None:
     """Be the companion. Runs none of the plugin's exit handlers."""
     # These go to the whole process group. The companion must stay until the plugin has finished its calls.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -123,7 +124,7 @@ def _run(environment: Environment, plugin: int, parent: int, control: socket.soc
     from goplugin.companion.process import Process
 
     try:
-        Process(environment, plugin, parent, control, stderr).run()
+        Process(environment, plugin, parent, control, stderr, folder).run()
     except Exception:  # noqa: BLE001 whatever it is, it must reach the host's log
         log.write = outputs.write_record
         log.get_logger("goplugin.companion").exception("the companion process failed")

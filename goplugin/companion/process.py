@@ -33,8 +33,12 @@ _MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which o
 class Process:
     """The companion; `run` returns when the plugin is gone and nothing is left to do."""
 
-    def __init__(self, environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int) -> None:
+    def __init__(
+        self, environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int, folder: str
+    ) -> None:
         """plugin, parent: pids of the plugin, and of what started it. stderr: the pipe that the plugin writes to.
+
+        folder: the name of our folder for sockets, by which the plugin can remove it should we be killed.
 
         Our own file descriptor 2 is still the host's stderr.
         """
@@ -50,7 +54,7 @@ class Process:
         self._leaves_with_host = outputs.host_stdout >= 0  # not with --debug
         self._kill_at: float | None = None
         self._relays: Any = None  # of AutoMTLS, imported only then
-        self._folder = ""  # for sockets
+        self._folder_name, self._folder = folder, ""  # name; path, once it is made
         self._paths = 0
 
     def run(self) -> None:
@@ -70,9 +74,7 @@ class Process:
             if self._relays:
                 self._relays.close_all()
             if self._folder:
-                import shutil
-
-                shutil.rmtree(self._folder, ignore_errors=True)
+                address.remove_private_folder(self._folder_name)
         self._last_words()
         self._kill_workers()
 
@@ -229,7 +231,7 @@ class Process:
 
     def _make_folder(self) -> str:
         if not os.path.isdir(self._folder):  # not made yet, or somebody has removed it
-            self._folder = address.private_folder()
+            self._folder = address.make_private_folder(self._folder_name)
             # Programs that clean /tmp leave alone what is locked (systemd-tmpfiles does).
             fcntl.flock(os.open(self._folder, os.O_RDONLY), fcntl.LOCK_SH)
         return self._folder
