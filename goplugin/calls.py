@@ -1,5 +1,6 @@
 """An interceptor for what grpc leaves open: handlers that end by SystemExit and its like, and methods nobody wrote."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -88,6 +89,9 @@ class Calls(grpc.ServerInterceptor):
         if not isinstance(error, Exception):
             _log.error("%s: %s in the handler", method, type(error).__name__, exc_info=error)
             context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
+        if code() is None and logging.getLogger("grpc._server").disabled:
+            # By logging.config, as it does by default: grpc's own record of this exception would be lost.
+            _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
 
     def _leave_child(self) -> None:
         """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""

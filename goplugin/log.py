@@ -48,6 +48,8 @@ def get_logger(name: str) -> logging.Logger:
 def take_over() -> None:
     """Log from now on, in the host's log, our own records and whatever ends the plugin."""
     _root.addHandler(HclogHandler())
+    if logging.root.level == logging.WARNING:  # as Python sets it; a level that the plugin's code sets later stays
+        logging.root.setLevel(logging.INFO)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
@@ -65,14 +67,12 @@ def set_up(for_person: logging.Handler | None = None) -> None:
     handler = for_person or HclogHandler()
     if for_person:
         _root.addHandler(for_person)
-    root = logging.getLogger()
+    root = logging.root
     name = os.environ.get(LEVEL_VARIABLE)
     level = _LEVELS.get((name or "").strip().lower())
     if level is not None:
         root.setLevel(level)
         _root.setLevel(level)
-    elif root.level == logging.WARNING:  # as Python sets it
-        root.setLevel(logging.INFO)
     if name and level is None:
         known = ", ".join(level for level in _LEVELS if level != "warning")
         get_logger("goplugin").warning("%s=%s is not a level (%s): it is ignored", LEVEL_VARIABLE, name, known)
@@ -82,7 +82,8 @@ def set_up(for_person: logging.Handler | None = None) -> None:
             root.removeHandler(other)
             handler.setLevel(other.level)
             handler.filters[:] = other.filters
-    root.addHandler(handler)
+    if not any(isinstance(other, HclogHandler) for other in root.handlers):
+        root.addHandler(handler)
     logging.captureWarnings(True)
 
 

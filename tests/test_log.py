@@ -10,7 +10,7 @@ from typing import Any
 import probe
 import pytest
 from authors import RIGHT
-from harness import PLUGINS, CallError, Host, World
+from harness import PLUGINS, CallError, Host, World, eventually
 
 from goplugin.log import hclog_line
 
@@ -104,6 +104,9 @@ def test_uncaught_exceptions_everywhere(world: World) -> None:
     """Of threads, of destructors, and of main; also once the plugin has configured its logging."""
     host = probe.start(world)
     probe.do(host, "dict_config")
+    with pytest.raises(CallError, match="in a handler"):
+        probe.do(host, "fail", "in a handler")
+    assert eventually(lambda: any("in a handler" in record.get("stacktrace", "") for record in host.log()))
     for method in ("fail_in_thread", "unraisable"):
         probe.do(host, method, f"{method} broke")
         assert host.logged("", **{"@module": "goplugin", "@level": "error"})
@@ -176,6 +179,10 @@ def seen(host: Host) -> list[tuple[str, str]]:
     return [(record["@message"], record["@level"]) for record in host.log() if "level " in record["@message"]]
 
 
+DICT_CONFIG = """import logging.config
+handlers = {"host": {"class": "goplugin.HclogHandler"}}
+logging.config.dictConfig({"version": 1, "handlers": handlers, "root": {"handlers": ["host"], "level": "INFO"}})
+"""
 ALL = [("level 10", "debug"), ("level 20", "info"), ("level 30", "warn"), ("level 40", "error")]
 
 
@@ -186,6 +193,8 @@ ALL = [("level 10", "debug"), ("level 20", "info"), ("level 30", "warn"), ("leve
         ("logging.getLogger().setLevel(logging.ERROR)", ALL[3:]),
         ("logging.getLogger('a.library').setLevel(logging.DEBUG)", ALL),
         ("logging.basicConfig(level=logging.DEBUG)", ALL),
+        ("logging.getLogger().setLevel(logging.WARNING)", ALL[2:]),
+        (DICT_CONFIG, ALL[1:]),
         ("logging.basicConfig(level=logging.ERROR, format='%(asctime)s %(message)s')", ALL[3:]),
         ("logging.basicConfig(level='INFO', stream=sys.stdout)", ALL[1:]),
         ("logging.disable(logging.WARNING)", ALL[3:]),
