@@ -24,9 +24,9 @@ busy or not. If it is still needed, the rule starts another.
 import contextlib
 import math
 import os
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -40,22 +40,22 @@ LOOK = 0.01
 # flight got more threads there, and 0.85 of the calls were handled.
 IDLE = 0.5
 
-# Handlers are short if each thread begins at least this many per look: one per millisecond. Such handlers do not wait
+# Handlers are short if each thread finishes at least this many per look: one per millisecond. Such handlers do not wait
 # for anything, so if the process seems idle, the system did not let it run.
 SHORT = 10
 
-# Work is not stuck if this many tasks begin per look, 800 per second, however many threads there are. Without this
-# limit, growth would never end: threads that compute share one processor, so each begins fewer the more there are.
+# Work is not stuck if this many tasks end per look, 800 per second, however many threads there are. Without this
+# limit, growth would never end: threads that compute share one processor, so each finishes fewer the more there are.
 STUCK = 8
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
-def _growth(threads: int, begun: int, idle: bool) -> int:
-    """How many threads to add, if work waits and so many tasks began since the last look."""
-    if idle and begun < threads * SHORT:
+def _growth(threads: int, done: int, idle: bool) -> int:
+    """How many threads to add, if work waits and so many tasks ended since the last look."""
+    if idle and done < threads * SHORT:
         return threads  # the handlers wait: double
-    if begun < min(threads, STUCK):
+    if done < min(threads, STUCK):
         return 1  # Handlers are long, or something else computes. One at a time, in case the handlers compute.
     return 0  # short handlers keep the processor busy
 
@@ -75,13 +75,13 @@ class Workers(ThreadPoolExecutor):
             raise ValueError(f"Workers needs 0 < min_threads <= max_threads, not {min_threads} and {max_threads}")
         super().__init__(max_threads)
         self._max, self._life, self._pid = max_threads, life, os.getpid()
+        self._queue = queue.SimpleQueue[_Task | None]()
         self._lock = threading.Lock()  # guards the following
-        self._queue: deque[_Task] = deque()
-        self._resting: list[_Worker] = []  # a stack: the last to rest is the first to work, so its memory is warm
-        self._all: set[_Worker] = set()
-        self._rested = threading.Condition(self._lock)  # all threads rest
-        self._begun = 0  # tasks that ever left the queue
-        self._crowded = threading.Event()  # work waits: the watcher looks
+        self._free = 0  # threads that wait for work, less the work in the queue; below 0, work waits for threads
+        self._done = 0  # tasks that have ended
+        self._threads: set[threading.Thread] = set()
+        self._rested = threading.Condition(self._lock)  # all threads wait for work
+        self._crowded = threading.Event()  # work waits for threads: the watcher looks
         self._closed = False
         try:
             for _ in range(min_threads):
@@ -96,114 +96,87 @@ class Workers(ThreadPoolExecutor):
         if os.getpid() != self._pid:
             raise RuntimeError("cannot schedule new futures in a forked child: the threads are its parent's")
         future: Future[Any] = Future()
-        task = (future, fn, args, kwargs)
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if self._resting:
-                self._resting.pop().give(task)
-            else:
-                self._queue.append(task)
-                if not self._crowded.is_set():
-                    self._crowded.set()
+            self._queue.put((future, fn, args, kwargs))
+            self._free -= 1
+            if self._free < 0 and not self._crowded.is_set():
+                self._crowded.set()
         return future
 
     def drain(self, timeout: float) -> bool:
         """Wait until no work runs or waits, at most timeout seconds. False if there still is some."""
         with self._rested:
-            return self._rested.wait_for(lambda: not self._queue and not any(one.busy for one in self._all), timeout)
+            return self._rested.wait_for(lambda: self._free == len(self._threads), timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more work. By default, return when all accepted work is done."""
-        with self._lock:
+        with self._lock, contextlib.suppress(queue.Empty):
             self._closed = True
-            while self._resting:
-                self._resting.pop().give(None)
-            waiting = list(self._queue)
-            self._crowded.set()  # lets the watcher end
-        for future, *_ in waiting if cancel_futures else ():
-            future.cancel()
-        while wait and self._all:
-            for worker in self._all.copy():
-                worker.thread.join()
+            while cancel_futures and (task := self._queue.get_nowait()):
+                task[0].cancel()
+                self._free += 1
+        self._queue.put(None)  # behind the work: each thread that meets it leaves it to the next one, and ends
+        self._crowded.set()  # lets the watcher end
+        while wait and self._threads:
+            for thread in self._threads.copy():
+                thread.join()
 
     def _hire(self, life: float) -> None:
         """Start a thread. RuntimeError if the system has none left."""
-        worker = _Worker(self._work, time.monotonic() + life)
-        with self._lock:  # the thread needs it first, so it cannot leave before it is counted
-            worker.thread.start()
-            self._all.add(worker)
+        thread = threading.Thread(target=self._work, args=(time.monotonic() + life,), name="worker", daemon=True)
+        with self._lock:  # the thread needs it to leave, so it cannot leave before it is counted
+            thread.start()
+            self._threads.add(thread)
+            self._free += 1
 
     def _watch(self) -> None:
         """While work waits, look every 10 ms whether more threads would help."""
-        while not self._closed or self._queue:
+        while not self._closed or self._free < 0:
             self._crowded.wait()
-            begun, wall, cpu = self._begun, time.monotonic(), time.process_time()
+            done, wall, cpu = self._done, time.monotonic(), time.process_time()
             time.sleep(LOOK)
             idle = time.process_time() - cpu < IDLE * (time.monotonic() - wall)
             with self._lock:
-                threads = len(self._all)
-                more = min(_growth(threads, self._begun - begun, idle), len(self._queue), self._max - threads)
-                if not self._queue:
+                threads = len(self._threads)
+                more = min(_growth(threads, self._done - done, idle), -self._free, self._max - threads)
+                if self._free >= 0:
                     self._crowded.clear()
             with contextlib.suppress(RuntimeError):  # none left: the next look tries again
                 for number in range(threads, threads + more):
                     self._hire(self._life * (1 + number / self._max))
 
-    def _work(self, worker: "_Worker") -> None:
+    def _work(self, end: float) -> None:
         """Run tasks in the calling thread until its life ends."""
-        try:
-            while task := self._next(worker):
-                future, fn, args, kwargs = task
-                try:
-                    if future.set_running_or_notify_cancel():
-                        future.set_result(fn(*args, **kwargs))
-                except BaseException as error:  # the future carries it, as in concurrent.futures
-                    future.set_exception(error)
-                # Keep nothing of a finished task, a request of 64 MiB say, while the thread rests.
-                del task, future, fn, args, kwargs
-                worker.task = None
-        finally:
+        while task := self._next(end - time.monotonic()):
+            future, fn, args, kwargs = task
+            try:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # the future carries it, as in concurrent.futures
+                future.set_exception(error)
+            # Keep nothing of a finished task, a request of 64 MiB say, while the thread waits.
+            del task, future, fn, args, kwargs
             with self._lock:
-                self._all.discard(worker)
-                self._rested.notify_all()
-                self._crowded.set()  # work may wait for a thread in its place
-
-    def _next(self, worker: "_Worker") -> _Task | None:
-        """Return the calling thread's next task, waited for. None when the thread must end."""
-        left = worker.end - time.monotonic()
+                self._done += 1
+                self._free += 1
+                if self._free == len(self._threads):
+                    self._rested.notify_all()
         with self._lock:
-            worker.busy = False
-            if self._queue and left > 0:
-                self._begun += 1
-                worker.busy = True
-                return self._queue.popleft()
-            if self._closed or left <= 0:
-                return None
-            self._resting.append(worker)
-            if len(self._resting) == len(self._all):
-                self._rested.notify_all()
-        if not worker.given.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
-            with self._lock:
-                if worker in self._resting:
-                    self._resting.remove(worker)
-                    return None
-            worker.given.acquire()  # given a task in the last moment
-        return worker.task
+            self._threads.discard(threading.current_thread())
+            self._free -= 1
+            self._rested.notify_all()
+        self._crowded.set()  # work may wait for a thread in its place
 
-
-class _Worker:
-    """A thread, and the place where it is given its next task. end: of its life, by time.monotonic()."""
-
-    def __init__(self, work: "Callable[[_Worker], None]", end: float) -> None:
-        self.end = end
-        self.task: _Task | None = None
-        self.busy = False
-        self.given = threading.Lock()  # released when there is a task: the cheapest way to wake one certain thread
-        self.given.acquire()
-        self.thread = threading.Thread(target=work, args=(self,), name="worker", daemon=True)
-
-    def give(self, task: _Task | None) -> None:
-        """Let the thread go on with this task; None lets it end."""
-        self.task, self.busy = task, task is not None
-        self.given.release()
+    def _next(self, left: float) -> _Task | None:
+        """Return the next task, waited for at most `left` seconds. None when the calling thread must end."""
+        if left <= 0:
+            return None
+        try:
+            task = self._queue.get(timeout=min(left, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            return None
+        if not task:
+            self._queue.put(None)  # the pool is shut down: the next thread must end too
+        return task

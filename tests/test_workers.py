@@ -103,7 +103,7 @@ def test_the_first_threads_exist_from_the_start(make: Callable[..., Workers]) ->
 
 
 @pytest.mark.parametrize(
-    ("threads", "begun", "idle", "more"),
+    ("threads", "done", "idle", "more"),
     [
         (2, 0, True, 2),  # both threads wait in their handlers
         (2, 5, True, 2),  # handlers that wait 4 ms
@@ -116,8 +116,8 @@ def test_the_first_threads_exist_from_the_start(make: Callable[..., Workers]) ->
         (9, 7, False, 1),  # handlers that wait while others compute
     ],
 )
-def test_the_rule(threads: int, begun: int, idle: bool, more: int) -> None:
-    assert module._growth(threads, begun, idle) == more
+def test_the_rule(threads: int, done: int, idle: bool, more: int) -> None:
+    assert module._growth(threads, done, idle) == more
 
 
 @pytest.mark.parametrize("idle", [True, False])
@@ -126,8 +126,8 @@ def test_the_rule_is_asked_while_work_waits(
 ) -> None:
     asked: list[tuple[int, int, bool]] = []
 
-    def growth(threads: int, begun: int, idle: bool) -> int:
-        asked.append((threads, begun, idle))
+    def growth(threads: int, done: int, idle: bool) -> int:
+        asked.append((threads, done, idle))
         return 0
 
     monkeypatch.setattr(module, "_growth", growth)
@@ -169,7 +169,7 @@ def test_never_more_than_the_cap_and_nothing_is_lost(
 ) -> None:
     looks = []
 
-    def double(threads: int, begun: int, idle: bool) -> int:
+    def double(threads: int, done: int, idle: bool) -> int:
         looks.append(threads)
         return threads
 
@@ -250,14 +250,14 @@ def test_growth_goes_on_after_shutdown(make: Callable[..., Workers]) -> None:
 
 
 def test_shutdown_may_cancel_what_waits(make: Callable[..., Workers]) -> None:
-    pool, begun, go = make(1, 1), threading.Event(), threading.Event()
+    pool, done, go = make(1, 1), threading.Event(), threading.Event()
 
     def work() -> bool:
-        begun.set()
+        done.set()
         return go.wait(PATIENCE)
 
     running, waiting = pool.submit(work), pool.submit(abs, 1)
-    assert begun.wait(PATIENCE)
+    assert done.wait(PATIENCE)
     pool.shutdown(wait=False, cancel_futures=True)
     assert waiting.cancelled()
     assert not running.done()
@@ -277,15 +277,15 @@ def test_drain(workers: Workers) -> None:
 
 
 def test_drain_returns_as_soon_as_all_is_done(workers: Workers, make: Callable[..., Workers]) -> None:
-    begun, go = threading.Event(), threading.Event()
+    done, go = threading.Event(), threading.Event()
     workers.submit(go.wait, PATIENCE)
 
     def drain() -> bool:
-        begun.set()
+        done.set()
         return workers.drain(2 * PATIENCE)
 
     drained = make(1, 1).submit(drain)
-    assert begun.wait(PATIENCE)
+    assert done.wait(PATIENCE)
     go.set()
     assert drained.result(PATIENCE)
 
