@@ -3,7 +3,7 @@
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
@@ -14,25 +14,6 @@ from goplugin.environment import Environment
 Options = Any  # of a grpc server or channel: pairs of a name and a value
 
 
-class Transport(Protocol):
-    """What Plugin and Broker use."""
-
-    def server_cert(self) -> str:
-        """Return the certificate for the handshake line, or "". ValueError says why there is none."""
-
-    def listen(self, server: Any) -> Address:
-        """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
-
-    def dial(self, address: Address, options: Options) -> grpc.Channel:
-        """Return a channel to where the host listens. ValueError if that is not an address."""
-
-    def close(self, address: Address) -> None:
-        """Release an address that `listen` returned."""
-
-    def companion_died(self) -> bool:
-        """Clean up after it; whether nobody can call us any more."""
-
-
 class Plain:
     """No TLS: whoever can reach the address can call."""
 
@@ -41,26 +22,39 @@ class Plain:
         self._environment, self._path = environment, path
 
     def server_cert(self) -> str:
-        """Return "": there is no certificate."""
+        """Return the certificate for the handshake line, or "". ValueError says why there is none."""
         return ""
 
     def listen(self, server: Any) -> Address:
-        """Have grpc itself listen where the host wants it."""
-        address = _bind(self._environment, self._path, server.add_insecure_port)
-        give_to_group(address, self._environment.socket_group)
-        return address
+        """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
+        return self._bind(server.add_insecure_port)
 
     def dial(self, address: Address, options: Options) -> grpc.Channel:
-        """Return a channel straight to the host."""
+        """Return a channel to where the host listens. ValueError if that is not an address, OSError if it cannot."""
         return grpc.insecure_channel(address.target(), options)
 
     def close(self, address: Address) -> None:
-        """Grpc has closed it; the file of a Unix socket stays."""
+        """Release an address that `listen` returned. Grpc has closed it; the file of a Unix socket stays."""
         address.remove()
 
     def companion_died(self) -> bool:
-        """It was not needed for calls."""
+        """Clean up after it; whether nobody can call us any more."""
         return False
+
+    def _bind(self, add_port: Callable[[str], object]) -> Address:
+        for _ in range(100):
+            # Probe first: grpc gives no reason when bind fails, and logs every failed port.
+            probe, address = listening_socket(self._environment, self._path)
+            probe.close()
+            address.remove()
+            try:
+                add_port(address.target())
+            except RuntimeError as error:
+                reason = error  # another program took the port since the probe
+            else:
+                give_to_group(address, self._environment.socket_group)
+                return address
+        raise OSError(f"grpc cannot listen: {reason}")
 
 
 class CompanionTLS:
@@ -96,13 +90,13 @@ class CompanionTLS:
         return True
 
 
-class UnverifiedTLS:
+class UnverifiedTLS(Plain):
     """TLS by grpcio, which serves whoever calls: it cannot verify the P-521 certificates of go-plugin's hosts."""
 
     def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
         from goplugin.companion import tls
 
-        self._environment, self._path = environment, path
+        super().__init__(environment, path)
         certificate, key = tls.make_certificate()
         self._credentials = grpc.ssl_server_credentials([(key, certificate)])
         self._server_cert = tls.for_handshake(certificate)
@@ -113,32 +107,11 @@ class UnverifiedTLS:
 
     def listen(self, server: Any) -> Address:
         """Do as Plain does, but encrypted."""
-        return _bind(self._environment, self._path, lambda target: server.add_secure_port(target, self._credentials))
+        return self._bind(lambda target: server.add_secure_port(target, self._credentials))
 
     def dial(self, address: Address, options: Options) -> grpc.Channel:
         """Never works: OSError."""
         raise OSError("the broker cannot dial: grpcio's TLS cannot verify the host, and there is no companion process")
 
-    def close(self, address: Address) -> None:
-        """Do as Plain does."""
-        address.remove()
 
-    def companion_died(self) -> bool:
-        """There is none."""
-        return False
-
-
-def _bind(environment: Environment, path: Callable[[], str], add_port: Callable[[str], object]) -> Address:
-    """Have grpc listen where the host wants it."""
-    for _ in range(100):
-        # Probe first: grpc gives no reason when bind fails, and logs every failed port.
-        probe, address = listening_socket(environment, path)
-        probe.close()
-        address.remove()
-        try:
-            add_port(address.target())
-        except RuntimeError as error:
-            reason = error  # another program took the port since the probe
-        else:
-            return address
-    raise OSError(f"grpc cannot listen: {reason}")
+Transport = Plain | CompanionTLS  # what Plugin and Broker use; what each method promises is said in Plain

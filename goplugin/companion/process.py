@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from goplugin import address, frames, log, outputs
@@ -25,7 +26,6 @@ from goplugin.hostwatch import HostWatch, open_process
 
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
 LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr before the plugin ended
-NO_REPLY = ("close", "stay")  # commands that the plugin does not wait for
 
 _MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which our own records are dropped
 
@@ -56,6 +56,8 @@ class Process:
         self._relays: Any = None  # of AutoMTLS, imported only then
         self._folder_name, self._folder = folder, ""  # name; path, once it is made
         self._paths = 0
+        self._commands: dict[str, Callable[..., Any]] = {"path": self._path, "use_files": self._use_files}
+        self._commands_without_reply: dict[str, Callable[..., None]] = {"stay": self._stay}
 
     def run(self) -> None:
         """Prepare TLS if the host asked for it, then serve host and plugin until the plugin is gone."""
@@ -190,10 +192,10 @@ class Process:
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
             name, *arguments = json.loads(line)
-            if name in NO_REPLY:
-                getattr(self, f"_{name}")(*arguments)
+            if name in self._commands:
+                self._reply(self._commands[name], *arguments)
             else:
-                self._reply(getattr(self, f"_{name}"), *arguments)
+                self._commands_without_reply[name](*arguments)
 
     def _reply(self, command: Any, *arguments: Any) -> None:
         try:
@@ -222,6 +224,8 @@ class Process:
         from goplugin.companion.relay import Relays
 
         self._relays = Relays(self._loop, contexts, self._environment, self._path)
+        self._commands |= {"listen": self._relays.listen, "dial": self._relays.dial}
+        self._commands_without_reply["close"] = self._relays.close
         return str(contexts.server_cert)
 
     def _path(self) -> str:
@@ -235,17 +239,3 @@ class Process:
             # Programs that clean /tmp leave alone what is locked (systemd-tmpfiles does).
             fcntl.flock(os.open(self._folder, os.O_RDONLY), fcntl.LOCK_SH)
         return self._folder
-
-    def _listen(self, plain: str) -> Any:
-        """Return the address where the host finds what grpc serves at the path."""
-        return self._relays.listen(plain)
-
-    def _dial(self, network: str, host_address: str) -> str:
-        """Return a path that leads grpc to the host's address."""
-        plain = self._path()
-        self._relays.dial(plain, network, host_address)
-        return plain
-
-    def _close(self, network: str, path: str) -> None:
-        """The address, that _listen or _dial returned, is not needed any more."""
-        self._relays.close(network, path)

@@ -48,8 +48,9 @@ class Relays:
         self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
         return address
 
-    def dial(self, plain: str, host_network: str, host_address: str) -> None:
-        """Pass what connects to the Unix socket `plain` on to the host's address."""
+    def dial(self, host_network: str, host_address: str) -> str:
+        """Return the path of a Unix socket that leads to the host's address."""
+        plain = self._path()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(plain)
         listener.listen()
@@ -64,6 +65,7 @@ class Relays:
                 Relay(self, outer, host_address, inner)
 
         self._accept_from(listener, plain, accept)
+        return plain
 
     def close(self, network: str, address: str) -> None:
         """Stop listening there; what is connected stays."""
