@@ -1,6 +1,5 @@
 """Whether the host is still there. A plugin that stays behind holds pipes that somebody may still wait on."""
 
-import contextlib
 import os
 import select
 from collections.abc import Iterator
@@ -50,12 +49,6 @@ class HostWatch:
         except OSError:  # it is there, and another user's
             pass
         return False
-
-    def close(self) -> None:
-        """Watch no more."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._pidfd)
 
 
 def is_orphan() -> bool:
