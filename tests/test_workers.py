@@ -378,4 +378,4 @@ def test_idle_threads_do_not_wake_up(world: World) -> None:
 
     before = switches()
     time.sleep(2)
-    assert switches() - before < 60
+    assert switches() - before < 150  # grpc's own threads wake up 30 to 60 times; a look every 10 ms would add 200
