@@ -6,7 +6,9 @@ help:
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
 	@echo "make lint      check style and types"
-	@echo "make protos    generate the Python code for the .proto files"
+	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
+	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
+	@echo "make own-protos  do so with an old generator, for every protobuf from 4.25 on; goplugin's too"
 	@echo "make bench     compare the plugin's speed with other plugins': 10 minutes; needs Python 3.11"
 	@echo "make clean     remove everything that these commands made"
 	@echo
@@ -28,8 +30,21 @@ lint: .venv/testing go
 	cd bench/host && go vet ./...
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
-protos: .venv/running
-	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. *.proto goplugin/services/*.proto
+matrix: .venv/testing go
+	.venv/bin/pytest -m slow tests/test_versions.py
+
+generate := -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=.
+
+# All but goplugin's and those of tests. The code fits the protobuf that is installed, and newer ones.
+protos: .venv/developing
+	find . \( -name '.?*' -o -path ./goplugin -o -path ./tests -o -path ./bench \) -prune -o -name '*.proto' -print \
+	| xargs .venv/bin/python $(generate)
+
+# What 1.62 generates runs with every protobuf from 4.25 on. It needs Python 3.10 to 3.12.
+own-protos:
+	$(PYTHON) -m venv .venv-protos
+	.venv-protos/bin/pip install -q 'grpcio-tools==1.62.3' 'setuptools<81'
+	.venv-protos/bin/python $(generate) *.proto goplugin/services/*.proto
 
 # `.venv/bin/python bench/bench.py --quick` takes two minutes.
 bench: .venv/running go
@@ -37,12 +52,13 @@ bench: .venv/running go
 	.venv/bin/python bench/bench.py
 
 clean:
-	rm -rf .venv demo build *.pyz .pytest_cache .mypy_cache .ruff_cache bench/.cache
+	rm -rf .venv .venv-protos demo build dist *.pyz *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Below: how .venv is made. It holds two stamps: .venv/running when all packages that plugin.py needs are installed,
-# .venv/testing when those of the tests are.
+# Below: how .venv is made. It holds three stamps: .venv/running when all packages that plugin.py needs are installed,
+# .venv/developing when those of requirements-dev.txt are, .venv/testing when those of the tests are.
 
+constraints := $(addprefix -c ,$(wildcard constraints.txt))
 say_version := print("%d.%d.%d" % sys.version_info[:3] + " old" * (sys.version_info < (3, 10)))
 python := $(shell $(PYTHON) -c 'import sys; $(say_version)' 2>/dev/null)
 inside := $(shell .venv/bin/python -c 'import pip, sys; $(say_version)' 2>/dev/null)
@@ -68,7 +84,7 @@ ifdef why
 	@echo "Making .venv with Python $(python) ($(why)), and installing packages: about half a minute ..."
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install -q -r requirements.txt
+	@.venv/bin/pip install -q $(constraints) -r requirements.txt
 	@touch $@
 else
 .venv/running: requirements.txt
@@ -76,7 +92,11 @@ else
 	@touch $@
 endif
 
-.venv/testing: .venv/running tests/requirements.txt
+.venv/developing: .venv/running requirements-dev.txt
+	@$(call install,-r requirements-dev.txt)
+	@touch $@
+
+.venv/testing: .venv/developing tests/requirements.txt
 	@$(call install,-r tests/requirements.txt)
 	@touch $@
 
@@ -88,7 +108,7 @@ go: .venv/running
 # half-installed package for a whole one.
 define install
 echo "Installing $(1): the first time about half a minute ..."; \
-mv .venv/running .venv/interrupted && .venv/bin/pip install -q $(1) && mv .venv/interrupted .venv/running
+mv .venv/running .venv/interrupted && .venv/bin/pip install -q $(constraints) $(1) && mv .venv/interrupted .venv/running
 endef
 
-.PHONY: help demo test test-all lint protos bench clean go anew
+.PHONY: help demo test test-all lint matrix protos own-protos bench clean go anew

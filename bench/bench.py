@@ -406,8 +406,10 @@ def build_go() -> None:
 
 def set_up_python(peer: Peer) -> None:
     folder = CACHE / peer.key
+    pins: list[str | Path] = []
     if peer is OURS:
-        requirements = ROOT / "requirements.txt"
+        requirements = ROOT / "requirements-dev.txt"  # with the generator, for the peers' stubs
+        pins = ["-c", ROOT / "constraints.txt"]
         peer.commands = {"plugin": [str(ROOT / "plugin.py")], "waiting": [str(BENCH / "peers/ours/waiting.py")]}
     else:
         folder.mkdir(exist_ok=True)
@@ -417,11 +419,11 @@ def set_up_python(peer: Peer) -> None:
         requirements = folder / "requirements.txt"
         peer.commands = {kind: [str(folder / f"{kind}.py")] for kind in ("plugin", "waiting")}
     # A new venv whenever what is in it would differ.
-    recipe = f"{sys.version}\n{requirements.read_text()}"
+    recipe = "\n".join([sys.version, *(Path(file).read_text() for file in (*pins[1:], requirements))])
     venv = CACHE / "venvs" / f"{peer.key}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not (venv / "complete").exists():
         run(sys.executable, "-m", "venv", "--clear", venv)
-        run(venv / "bin/pip", "install", "-q", "-r", requirements)
+        run(venv / "bin/pip", "install", "-q", *pins, "-r", requirements)
         (venv / "complete").touch()
     for command in peer.commands.values():
         command.insert(0, str(venv / "bin/python"))
@@ -453,7 +455,19 @@ def build_one_file() -> None:
     python = Path(OURS.commands["plugin"][0])
     folder = CACHE / f"one-file-{python.parent.parent.name}"
     if not (folder / "complete").exists():
-        run(sys.executable, "-m", "pip", "install", "-q", "--target", folder, "-r", ROOT / "requirements.txt")
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--target",
+            folder,
+            "-c",
+            ROOT / "constraints.txt",
+            "-r",
+            ROOT / "requirements.txt",
+        )
         (folder / "complete").touch()
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)

@@ -15,9 +15,20 @@ from goplugin.handshake import HandshakeConfig
 from goplugin.log import HclogHandler
 from goplugin.plugin import Plugin
 from goplugin.services.broker import Accepted, Broker
+from goplugin.version import __version__
 from goplugin.workers import Workers
 
 if start.gc_was_enabled:
     gc.enable()
 
-__all__ = ["Accepted", "Broker", "HandshakeConfig", "HclogHandler", "Plugin", "TLSFiles", "Workers", "start"]
+__all__ = [
+    "Accepted",
+    "Broker",
+    "HandshakeConfig",
+    "HclogHandler",
+    "Plugin",
+    "TLSFiles",
+    "Workers",
+    "__version__",
+    "start",
+]

@@ -16,6 +16,8 @@ import threading
 import time
 from typing import Any, NoReturn
 
+import grpc
+
 from goplugin import allocator, environment, log, outputs, services, start
 from goplugin.address import Address
 from goplugin.calls import Calls
@@ -28,6 +30,7 @@ from goplugin.services.controller import Controller
 from goplugin.services.stdio import Stdio
 from goplugin.start import DEBUG
 from goplugin.transport import CompanionTLS, Plain, Transport, UnverifiedTLS
+from goplugin.version import __version__
 from goplugin.workers import Workers
 
 _log = log.get_logger("goplugin")
@@ -99,6 +102,7 @@ class Plugin:
             )
         if start.refused:
             _log.warning("no companion process (%s): child processes may keep the host waiting", start.refused)
+        _log.debug("goplugin %s, grpcio %s", __version__, grpc.__version__)
         for text in settings.ignored:
             _log.warning("%s", text)
         self.version = config.choose_version(settings.protocol_versions)

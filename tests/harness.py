@@ -168,9 +168,16 @@ class World:
         self._hosts: list[Host] = []
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def host(self, script: Path | str = ROOT / "plugin.py", *, shell: bool = False, **config: Any) -> Host:
+    def host(
+        self,
+        script: Path | str = ROOT / "plugin.py",
+        *,
+        python: Path | str = sys.executable,
+        shell: bool = False,
+        **config: Any,
+    ) -> Host:
         """A Go host for the plugin script. config: see tests/host/main.go."""
-        command = [sys.executable, str(script)]
+        command = [str(python), str(script)]
         if shell:  # as go-plugin's KV example does; a list of two commands, so that the shell stays our parent
             command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
         defaults: dict[str, Any] = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}

@@ -33,7 +33,8 @@ def copied(programs: Path) -> Path:
         shutil.copy(file, programs / "greeter")
     # With the packages that are installed already, which `make` takes for those of requirements.txt.
     (programs / "greeter" / ".venv").symlink_to(sys.prefix)
-    os.utime(programs / "greeter" / "requirements.txt", (0, 0))
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        os.utime(programs / "greeter" / name, (0, 0))
     subprocess.run([*run, "\n".join(commands[before:])], cwd=programs / "greeter", check=True)
     return programs / "greeter"
 
@@ -68,7 +69,7 @@ def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
     names = {path.name for path in copied.iterdir()} - {".venv", "__pycache__"}
     assert names == {
         "Makefile", "goplugin", "greeter.proto", "greeter_pb2.py", "greeter_pb2.pyi", "greeter_pb2_grpc.py",
-        "plugin.py", "requirements.txt",
+        "plugin.py", "requirements.txt", "requirements-dev.txt",
     }  # fmt: skip
     for path in [copied / "Makefile", copied / "requirements.txt", *(copied / "goplugin").glob("*.p*")]:
         assert not re.search(r"\bkv|key-value", path.read_text(), re.IGNORECASE), path

@@ -25,8 +25,11 @@ class Reflection(grpc.GenericRpcHandler):
         _, service, _ = handler_call_details.method.split("/")
         if service not in (f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"):
             return None
-        from grpc_reflection.v1alpha import reflection, reflection_pb2
-
+        try:
+            from grpc_reflection.v1alpha import reflection, reflection_pb2
+        except ImportError as error:
+            _log.debug("no reflection: pip install grpcio-reflection (%s)", error)
+            return None
         _describe_v1(reflection_pb2.DESCRIPTOR)
 
         try:

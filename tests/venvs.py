@@ -1,0 +1,49 @@
+"""Venvs of other Pythons, with other packages."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import ROOT
+
+
+def pythons() -> dict[str, str]:
+    """The Pythons from 3.10 on that this machine has: an executable of each minor version."""
+    found = {}
+    for minor in range(10, 30):
+        if sys.version_info[:2] == (3, minor):
+            found[f"3.{minor}"] = sys.executable
+            continue
+        name = f"python3.{minor}"
+        pyenv = sorted(Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob(f"versions/*/bin/{name}"))
+        for candidate in filter(None, [shutil.which(name), *map(str, pyenv)]):
+            # pyenv's own python3.12 fails unless that version is chosen.
+            if subprocess.run([candidate, "-c", "import venv"], check=False, capture_output=True).returncode == 0:
+                found[f"3.{minor}"] = candidate
+                break
+    return found
+
+
+def lower_ends() -> list[str]:
+    """What requirements.txt allows at least, as pip's constraints."""
+    text = (ROOT / "requirements.txt").read_text()
+    return [f"{name}=={version}" for name, version in re.findall(r"^([\w-]+)>=([\d.]+)$", text, re.MULTILINE)]
+
+
+def make(folder: Path, python: str = sys.executable) -> Path:
+    """An empty venv; the path of its Python."""
+    uv("venv", "--python", python, folder)
+    return folder / "bin" / "python"
+
+
+def install(python: Path, *arguments: str | Path) -> None:
+    """Do as `pip install` does; CalledProcessError, with the text, if that fails."""
+    uv("pip", "install", "--compile-bytecode", "--python", python, *arguments)
+
+
+def uv(*arguments: str | Path) -> None:
+    """Run uv, which does in a second what takes pip twenty."""
+    subprocess.run([Path(sys.executable).parent / "uv", "--quiet", *arguments], check=True, capture_output=True)
