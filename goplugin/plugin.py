@@ -102,7 +102,6 @@ class Plugin:
             )
         if start.refused:
             _log.warning("no companion process (%s): child processes may keep the host waiting", start.refused)
-        _log.debug("goplugin %s, grpcio %s", __version__, grpc.__version__)
         for text in settings.ignored:
             _log.warning("%s", text)
         self.version = config.choose_version(settings.protocol_versions)
@@ -160,6 +159,7 @@ class Plugin:
         except ValueError as error:
             raise RuntimeError("call plugin.listen(server) instead of server.start(), which it does itself") from error
         self._server = server
+        _log.debug("goplugin %s serves, with grpcio %s", __version__, grpc.__version__)
         if self._by_host:
             multiplex = "false" if self._multiplex else ""
             line = handshake_line(self.version, *self._address, server_cert, multiplex)

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from harness import ROOT, World
 from kv import SUFFIX, get, put
 
+import goplugin
 from docs import console_block
 
 
@@ -102,4 +104,5 @@ def test_it_logs_for_a_person(world: World) -> None:
     process, _ = debug(world)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=5)
-    assert err.decode() == "DEBUG:goplugin:leaving: Ctrl-C\n"
+    serves = f"goplugin {goplugin.__version__} serves, with grpcio {grpc.__version__}"
+    assert err.decode() == f"DEBUG:goplugin:{serves}\nDEBUG:goplugin:leaving: Ctrl-C\n"
