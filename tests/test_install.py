@@ -1,0 +1,119 @@
+"""goplugin as a distribution: however it is installed, a plugin beside no copy of it works."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import kv
+import pytest
+import venvs
+from harness import ROOT, CallError, Host, World, eventually
+
+import goplugin
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]
+
+WAYS = {
+    "folder": lambda built: [built / "source"],
+    "extra": lambda built: [f"{built / 'source'}[reflection]"],
+    "editable": lambda built: ["--editable", built / "source"],
+    "wheel": lambda built: list(built.glob("*.whl")),
+    "sdist": lambda built: list(built.glob("*.tar.gz")),
+}
+
+
+@pytest.fixture(scope="session")
+def built(programs: Path) -> Path:
+    """A folder with a wheel, an sdist, and `source`, a copy of the project."""
+    folder = programs / "built"
+    skipped = shutil.ignore_patterns(".venv*", ".git", "demo", "__pycache__", ".*cache")
+    shutil.copytree(ROOT, folder / "source", ignore=skipped)
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=folder / "source", check=True)
+    return folder
+
+
+@pytest.fixture
+def plugin(world: World) -> Path:
+    """plugin.py and its service, without goplugin."""
+    for path in (ROOT / "plugin.py", *ROOT.glob("kv_pb2*.py")):
+        shutil.copy(path, world.folder)
+    del world.env["PYTHONPATH"]
+    return world.folder / "plugin.py"
+
+
+def test_what_is_in_the_wheel_and_the_sdist(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    version = goplugin.__version__
+    assert wheel.name == f"goplugin-{version}-py3-none-any.whl"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names} == {"goplugin", f"goplugin-{version}.dist-info"}
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "goplugin").rglob("*.*") if "__pycache__" not in path.parts}
+    assert {name for name in names if name.startswith("goplugin/")} == ours
+    metadata = zipfile.ZipFile(wheel).read(f"goplugin-{version}.dist-info/METADATA").decode()
+    asked = {re.sub(r"; extra ==.*", "", line) for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)}
+    assert asked == set(re.findall(r"^[a-z].*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    (sdist,) = built.glob("*.tar.gz")
+    listed = subprocess.run(["tar", "tzf", sdist], check=True, capture_output=True, text=True).stdout.splitlines()
+    inside = {name.partition("/")[2] for name in listed}
+    assert ours < inside
+    assert not [name for name in inside if name.startswith(("tests", "bench", "plugin.py"))]
+
+
+def logs(host: Host, text: str) -> bool:
+    return any(text in record["@message"] for record in host.log())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_plugin_finds_what_is_installed(world: World, plugin: Path, built: Path, tmp_path: Path, way: str) -> None:
+    python = venvs.make(tmp_path / "venv")
+    venvs.install(python, "-c", ROOT / "constraints.txt", *WAYS[way](built))
+    assert not (plugin.parent / "goplugin").exists()
+    for auto_mtls in (False, True):
+        host = world.started(plugin, python=python, auto_mtls=auto_mtls)
+        kv.put(host, way, b"a value")
+        assert kv.get(host, way) == b"a value" + kv.SUFFIX
+        names = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        if way == "extra":
+            host.call(names, b"")
+        else:
+            with pytest.raises(CallError, match="Unimplemented"):
+                host.call(names, b"")
+            assert eventually(partial(logs, host, "pip install grpcio-reflection"))
+        assert host.ask("kill")["seconds"] < 1.9
+
+
+def test_by_pip_beside_protobuf_5(world: World, plugin: Path, built: Path, tmp_path: Path) -> None:
+    """pip itself, in a project that another package keeps on protobuf 5."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "protobuf<6", built / "source"], check=True)
+    host = world.started(plugin, python=python, auto_mtls=True)
+    kv.put(host, "a", b"b")
+    assert kv.get(host, "a") == b"b" + kv.SUFFIX
+
+
+def test_in_one_file_by_shiv(world: World, plugin: Path, built: Path, tmp_path: Path) -> None:
+    venvs.uv("pip", "install", "--python", sys.executable, "--target", tmp_path / "build", built / "source")
+    for path in plugin.parent.glob("*.py"):
+        shutil.copy(path, tmp_path / "build")
+    shiv = [Path(sys.executable).parent / "shiv", "-e", "plugin:main", "-o", "kv.pyz", "--site-packages", "build"]
+    subprocess.run([str(part) for part in shiv], cwd=tmp_path, check=True)
+    world.env["SHIV_ROOT"] = str(tmp_path / "shiv")
+    host = world.started(tmp_path / "kv.pyz", start_timeout=60)
+    kv.put(host, "a", b"b")
+    assert kv.get(host, "a") == b"b" + kv.SUFFIX
+
+
+def test_its_types_are_found(built: Path, tmp_path: Path) -> None:
+    python = venvs.make(tmp_path / "venv")
+    venvs.install(python, "-c", ROOT / "constraints.txt", built / "source")
+    script = tmp_path / "script.py"
+    script.write_text("import goplugin\nworkers: goplugin.Workers = goplugin.Workers(2)\ncount: int = workers.drain\n")
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), str(script)]
+    run = subprocess.run(mypy, check=False, cwd=tmp_path, capture_output=True, text=True)
+    (error, _) = run.stdout.splitlines()
+    assert error.startswith("script.py:3: error: Incompatible types")
