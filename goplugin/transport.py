@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 
 from goplugin.address import Address, give_to_group, listening_socket, remove_private_folder
-from goplugin.companion import Companion
 from goplugin.environment import Environment
 
 Options = Any  # of a grpc server or channel: pairs of a name and a value
@@ -60,7 +59,8 @@ class Plain:
 class CompanionTLS:
     """TLS ends in the companion, which serves only callers that hold the host's key."""
 
-    def __init__(self, companion: Companion) -> None:
+    def __init__(self, companion: Any) -> None:
+        """companion: a Companion, or what has its methods (see testing.py)."""
         self._companion = companion
         self.server_cert = companion.server_cert
 

@@ -34,6 +34,10 @@ class Loop:
         if self._callbacks.pop(number, None):
             self._poll.unregister(number)
 
+    def is_watching(self) -> bool:
+        """Whether there is anything to wait for."""
+        return bool(self._callbacks)
+
     def run_once(self, timeout: float | None) -> None:
         """Wait for events, at most timeout seconds, and call back for each."""
         for fd, events in self._poll.poll(None if timeout is None else max(0, timeout) * 1000):

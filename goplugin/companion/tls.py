@@ -123,7 +123,11 @@ def auto_mtls_contexts(client_cert: str, folder: str) -> Contexts:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=peer)
     except (ValueError, ssl.SSLError) as error:
         raise ValueError(f"the host's PLUGIN_CLIENT_CERT is not a certificate in PEM: {error}") from error
-    certificate, key = make_certificate()
+    return contexts_for(peer, *make_certificate(), folder)
+
+
+def contexts_for(peer: bytes, certificate: bytes, key: bytes, folder: str) -> Contexts:
+    """Return contexts of a certificate and its key, PEM, that trust one other certificate, DER. folder: as above."""
     path = os.path.join(folder, "key")
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600), "wb") as file:
@@ -163,7 +167,7 @@ def for_handshake(certificate: bytes) -> str:
     return base64.b64encode(ssl.PEM_cert_to_DER_cert(certificate.decode())).decode().rstrip("=")
 
 
-def make_certificate() -> tuple[bytes, bytes]:
+def make_certificate(curve: str = "SECP256R1") -> tuple[bytes, bytes]:
     """Return a self-signed certificate for localhost, as the host wants it, and its key, both PEM."""
     import datetime
 
@@ -176,7 +180,7 @@ def make_certificate() -> tuple[bytes, bytes]:
             f"AutoMTLS needs the package cryptography: pip install -r requirements.txt ({error})"
         ) from None
 
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(getattr(ec, curve)())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.timezone.utc)
     certificate = (

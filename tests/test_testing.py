@@ -1,0 +1,180 @@
+"""goplugin.testing, the host in Python: with the probe plugin, and with go-plugin's own plugin in Go."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from harness import PLUGINS, ROOT, eventually
+
+import goplugin
+import kv_pb2
+import kv_pb2_grpc
+from goplugin.companion import tls
+from goplugin.testing import Client, PluginError, attach, parse_handshake, start
+from plugin import HANDSHAKE
+
+PROBE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="PROBE_COOKIE", magic_cookie_value="probe")
+PROBE_PLUGIN = [sys.executable, str(PLUGINS / "probe_plugin.py")]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+AUTO_MTLS = pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No process, thread, file descriptor or folder of a test stays behind."""
+
+    def left() -> tuple[Any, ...]:
+        threads = {thread.name for thread in threading.enumerate()} - {"broker-timers"}
+        sockets = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("host")}
+        return len(psutil.Process().children(recursive=True)), threads, sockets
+
+    def nothing_more() -> bool:
+        return all(now <= then for now, then in zip(left(), before, strict=True))
+
+    before, files = left(), psutil.Process().num_fds()
+    yield
+    assert eventually(nothing_more), left()
+    assert psutil.Process().num_fds() <= files + 4  # grpc keeps a few
+
+
+def probe(client: Client, method: str, argument: Any = None) -> Any:
+    call: Any = client.channel.unary_unary(f"/probe.Probe/{method}")
+    return json.loads(call(json.dumps(argument).encode(), timeout=30))
+
+
+class Echo(grpc.GenericRpcHandler):
+    def service(self, handler_call_details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}"]
+
+
+@AUTO_MTLS
+def test_both_ways_of_the_broker(auto_mtls: bool) -> None:
+    with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
+        served = client.broker.next_id()
+        with client.broker.accept(served, lambda server: server.add_generic_rpc_handlers([Echo()])):
+            assert probe(client, "dial", [served, "x", 1]) == "the same"
+        probe(client, "accept", 77)
+        with client.broker.dial(77) as channel:
+            call: Any = channel.unary_unary("/probe.Probe/echo")
+            assert json.loads(call(b'["x"]', timeout=10)) == ["x"]
+    assert client.exit_code == 0
+
+
+@AUTO_MTLS
+def test_what_it_prints_and_logs(auto_mtls: bool) -> None:
+    with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
+        probe(client, "print", ["stdout", "to stdout, wörld\n", 1, 1])
+        probe(client, "print", ["stderr", "to stderr", 1, 1])
+        probe(client, "run", "import os; os.system('echo a line of a child >&2')")
+    assert (bytes(client.stdout), bytes(client.stderr)) == ("to stdout, wörld\n".encode(), b"to stderr")
+    assert {"@level": "debug", "@message": "a line of a child"} in client.log
+    assert client.after_handshake == b""
+
+
+@AUTO_MTLS
+def test_a_plugin_in_go(example: Callable[[str], Path], tmp_path: Path, auto_mtls: bool) -> None:
+    with start([example("grpc/plugin-go-grpc")], HANDSHAKE, auto_mtls=auto_mtls, cwd=tmp_path) as client:
+        kv = kv_pb2_grpc.KVStub(client.channel)
+        kv.Put(kv_pb2.PutRequest(key="hello", value=b"world"))
+        assert kv.Get(kv_pb2.GetRequest(key="hello")).value == b"world\n\nWritten from plugin-go-grpc"
+    assert client.exit_code == 0
+    assert client.handshake_line.startswith("1|1|unix|")
+
+
+def test_a_plugin_that_runs_already(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "plugin.py"), "--debug"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        with attach(process.stdout.readline().decode()) as client:
+            kv_pb2_grpc.KVStub(client.channel).Put(kv_pb2.PutRequest(key="a", value=b"b"))
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.terminate()
+    assert (tmp_path / "kv_a").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    {
+        "print('hello')": "Unrecognized remote plugin message: 'hello'",
+        "import goplugin\nimport no_such_package": "ModuleNotFoundError: No module named 'no_such_package'",
+        "pass": "plugin exited before we could connect",
+        "print('2|1|tcp|127.0.0.1:1|grpc')": "Incompatible core API version with plugin",
+        "print('1|9|tcp|127.0.0.1:1|grpc')": "incompatible API version with plugin",
+        "print('1|1|tcp|127.0.0.1:1|netrpc')": "speaks 'netrpc'",
+        "print('1|1|udp|127.0.0.1:1|grpc')": "Unknown address type: udp",
+        "print('1|1|tcp|127.0.0.1:1|grpc', flush=True); import time; time.sleep(60)": "health service does not answer",
+    }.items(),
+)
+def test_a_plugin_that_does_not_start(text: str, error: str) -> None:
+    says = "sys.stderr.write('its last words\\n'); sys.stderr.flush()\n"
+    plugin = start(script(says + text), HANDSHAKE, timeout=1 if "sleep" in text else 30)
+    with pytest.raises(PluginError) as raised, plugin:
+        pass
+    assert error in str(raised.value)
+    assert "its last words" in str(raised.value)
+
+
+def test_a_plugin_that_says_nothing() -> None:
+    plugin = start(script("import time; time.sleep(60)"), HANDSHAKE, timeout=0.5)
+    with pytest.raises(PluginError, match="timeout while waiting for plugin to start"), plugin:
+        pass
+
+
+def test_auto_mtls_needs_a_certificate_in_the_line() -> None:
+    plugin = start(script("print('1|1|tcp|127.0.0.1:1|grpc')"), HANDSHAKE, auto_mtls=True)
+    with pytest.raises(PluginError, match="no certificate"), plugin:
+        pass
+
+
+def test_a_plugin_whose_certificate_is_another_one() -> None:
+    stranger = tls.for_handshake(tls.make_certificate()[0])
+    swap = f"""
+import subprocess
+plugin = subprocess.Popen([sys.executable, {str(ROOT / "plugin.py")!r}], stdout=subprocess.PIPE, text=True)
+print("|".join([*plugin.stdout.readline().split("|")[:5], {stranger!r}]), flush=True)
+plugin.wait()
+"""
+    plugin = start(script(swap), HANDSHAKE, auto_mtls=True, timeout=3)
+    with pytest.raises(PluginError, match="health service does not answer"), plugin:
+        pass
+
+
+def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), start([tmp_path / "nothing"], HANDSHAKE):
+        pass
+
+
+def test_a_plugin_that_does_not_leave_is_killed() -> None:
+    with start(PROBE_PLUGIN, PROBE, env=ENV) as client:
+        psutil.Process(client.pid).suspend()
+        began = time.monotonic()
+        client.kill(timeout=0.5)
+        assert 2 < time.monotonic() - began < 10
+    assert client.exit_code == -9
+
+
+def test_versions_are_negotiated() -> None:
+    both = goplugin.HandshakeConfig([6, 1], "BASIC_PLUGIN", "hello")
+    with start([sys.executable, ROOT / "plugin.py"], both) as client:
+        assert client.version == 1
+
+
+def test_the_line_of_an_old_plugin() -> None:
+    assert parse_handshake("1|3|unix|/tmp/socket|grpc\n")[:2] == (3, ("unix", "/tmp/socket"))
+    with pytest.raises(ValueError, match="netrpc"):
+        parse_handshake("1|3|unix|/tmp/socket")
