@@ -1,7 +1,7 @@
 """A host for tests of plugins, in Python: no Go is needed. Mirrors go-plugin's client.go and grpc_client.go.
 
     with goplugin.testing.start([sys.executable, "plugin.py"], HANDSHAKE) as plugin:
-        kv_pb2_grpc.KVStub(plugin.channel).Put(kv_pb2.PutRequest(key="hello", value=b"world"))
+        your_pb2_grpc.YourStub(plugin.channel).Method(your_pb2.Request())
     assert plugin.exit_code == 0
 
 It is for tests. It does not watch over a plugin in use: it neither restarts it nor limits what it may do.

@@ -19,7 +19,7 @@ def test_each_block_of_the_docs_has_its_test() -> None:
     first = [block.splitlines()[0] for block in console_blocks()]
     assert first == [
         "$ make demo",  # below
-        "$ mkdir ../greeter",  # test_template.py
+        "$ make new DIR=../greeter",  # test_template.py
         "$ python plugin.py --debug registry.terraform.io/me/kv",  # test_debug.py
         "$ . .venv/bin/activate",  # test_shipping.py
     ]
@@ -46,6 +46,7 @@ def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
     """By the old generator, whose code runs with every protobuf that requirements.txt allows."""
     (tmp_path / "goplugin" / "services").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "venv.mk", tmp_path)
     for proto in ("kv.proto", "goplugin/services/host.proto"):
         shutil.copy(ROOT / proto, tmp_path / proto)
     old = [python for version, python in venvs.pythons().items() if version in ("3.10", "3.11", "3.12")]
@@ -60,6 +61,7 @@ def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
 def test_protos_in_folders_that_import_each_other(tmp_path: Path) -> None:
     """`make protos` generates them all, but for goplugin's and those of tests."""
     shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "venv.mk", tmp_path)
     files = {"a.proto": "", "one/b.proto": 'import "a.proto";', "one/two/c.proto": 'import "one/b.proto";'}
     for name in (*files, "goplugin/services/x.proto", "tests/y.proto"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,8 @@ def copied(programs: Path) -> Path:
     before = commands.index("make protos")
     run = ["sh", "-e", "-c"]
     subprocess.run([*run, "\n".join(commands[:before])], cwd=project, check=True)
+    for path in (programs / "greeter").glob("kv*"):
+        path.unlink()
     for file in TEMPLATE.glob("*.p*"):
         shutil.copy(file, programs / "greeter")
     # With the packages that are installed already, which `make` takes for those of requirements.txt.
@@ -68,11 +70,54 @@ def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
     """It is spoken of in plugin.py, kv.proto, its generated code, tests, benchmark and README, and nowhere else."""
     names = {path.name for path in copied.iterdir()} - {".venv", "__pycache__"}
     assert names == {
-        "Makefile", "goplugin", "greeter.proto", "greeter_pb2.py", "greeter_pb2.pyi", "greeter_pb2_grpc.py",
-        "plugin.py", "requirements.txt", "requirements-dev.txt",
+        "Makefile", "README.md", "goplugin", "greeter.proto", "greeter_pb2.py", "greeter_pb2.pyi",
+        "greeter_pb2_grpc.py", "plugin.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt", "tests",
+        "venv.mk", ".gitignore",
     }  # fmt: skip
     for path in [copied / "Makefile", copied / "requirements.txt", *(copied / "goplugin").glob("*.p*")]:
         assert not re.search(r"\bkv|key-value", path.read_text(), re.IGNORECASE), path
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """What `make new` makes, with the packages that are installed already."""
+    subprocess.run(["make", "new", f"DIR={tmp_path / 'new'}"], cwd=ROOT, check=True)
+    (tmp_path / "new" / ".venv").symlink_to(sys.prefix)
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        os.utime(tmp_path / "new" / name, (0, 0))
+    return tmp_path / "new"
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["copied", "installed"])
+def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed: bool) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    if installed:  # not goplugin's copy, but what .pth leads to, as an editable installation does
+        (new / "goplugin").rename(tmp_path / "goplugin")
+        env["PYTHONPATH"] = str(tmp_path)
+    said = subprocess.run(["make"], cwd=new, env=env, check=True, capture_output=True, text=True).stdout
+    commands = re.findall(r"^make ([a-z]+)  ", said, re.MULTILINE)
+    assert commands == ["test", "types", "protos", "clean"]
+    for command in commands:
+        run = subprocess.run(["make", command], cwd=new, env=env, check=False, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert {"test": "6 passed", "types": "Success"}.get(command, "") in run.stdout
+    assert not (new / ".venv").exists()
+    assert (Path(sys.prefix) / "bin" / "python").exists()  # only the link is gone
+
+
+def test_a_type_error_of_the_plugin_is_found(new: Path) -> None:
+    with (new / "plugin.py").open("a") as file:
+        file.write("number: int = HANDSHAKE\n")
+    run = subprocess.run(["make", "types"], cwd=new, check=False, capture_output=True, text=True)
+    assert "Incompatible types in assignment" in run.stdout
+
+
+def test_new_replaces_nothing(tmp_path: Path) -> None:
+    run = subprocess.run(["make", "new", f"DIR={tmp_path}"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "is there already" in run.stderr
+    run = subprocess.run(["make", "new"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert "Say where: make new DIR=" in run.stderr
 
 
 ERRORS = {
