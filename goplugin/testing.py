@@ -15,6 +15,7 @@ import os
 import queue
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -119,7 +120,8 @@ def attach(reattach_config: str, *, timeout: float = 60.0) -> "Iterator[Client]"
 class Client:
     """A plugin as its host sees it (go-plugin's Client).
 
-    channel: to the plugin. version: the app protocol version that both sides have in common.
+    channel: to the plugin. streams: the calls of stdio and broker, which every host keeps open.
+    version: the app protocol version that both sides have in common.
     handshake_line: as the plugin printed it. after_handshake: what it wrote to the real stdout after that, as bytes.
     stdout, stderr: what the plugin printed, as bytes, by the stdio service (SyncStdout and SyncStderr).
     log: what it wrote to the real stderr: hclog's records, as dicts, with "@level", "@message" and pairs; other lines
@@ -140,7 +142,7 @@ class Client:
         self._process: subprocess.Popen[bytes] | None = None
         self._first_line = queue.SimpleQueue[bytes]()
         self._readers: list[threading.Thread] = []
-        self._streams: list[Any] = []
+        self.streams: list[Any] = []
         self._connected = False
         self._relays: _RelayThread | None = None
         self._workers: Workers | None = None
@@ -209,7 +211,10 @@ class Client:
         environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has Unix sockets
         transport: Plain | CompanionTLS = Plain(environment, str)
         if self._certificate:
-            contexts = tls.contexts_for(handshake.server_cert, *self._certificate, self._folder)
+            try:
+                contexts = tls.contexts_for(handshake.server_cert, *self._certificate, self._folder)
+            except ssl.SSLError as error:
+                raise self._error(f"the handshake line's sixth field is not a certificate: {error}") from None
             self._relays = _RelayThread(contexts, environment, self._folder)
             transport = CompanionTLS(self._relays)
         self.channel = transport.dial(handshake.address, (*_OPTIONS, ("grpc.enable_http_proxy", 0)))
@@ -223,7 +228,7 @@ class Client:
         ours = self.broker.StartStream(_later(theirs), None)  # type: ignore[arg-type]
         infos: Any = host_pb2_grpc.GRPCBrokerStub(self.channel).StartStream(ours)
         theirs.put(infos)
-        self._streams = [stdio, infos]
+        self.streams = [stdio, infos]
 
     def kill(self, timeout: float = 10.0) -> None:
         """End the plugin as Kill in client.go does: Shutdown, 2 s, then SIGKILL. timeout: for Shutdown's answer.
@@ -243,7 +248,7 @@ class Client:
         """Let go of the plugin without ending it. A second call does nothing."""
         if self._process:
             self._process.wait()
-        for stream in self._streams:
+        for stream in self.streams:
             stream.cancel()
         for reader in self._readers:
             reader.join(KILL_GRACE)  # longer only if a child of the plugin's holds the pipes

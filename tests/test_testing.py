@@ -154,6 +154,12 @@ plugin.wait()
         pass
 
 
+def test_a_certificate_that_is_none() -> None:
+    plugin = start(script(f"print('1|1|tcp|127.0.0.1:1|grpc|{'A' * 60}')"), HANDSHAKE, auto_mtls=True)
+    with pytest.raises(PluginError, match="is not a certificate"), plugin:
+        pass
+
+
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), start([tmp_path / "nothing"], HANDSHAKE):
         pass

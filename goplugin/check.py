@@ -1,0 +1,272 @@
+"""Plays a host, and says what works and what does not, for a plugin in any language.
+
+python -m goplugin check --cookie BASIC_PLUGIN=hello -- python plugin.py
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from goplugin.address import Address
+from goplugin.companion import tls
+from goplugin.handshake import HandshakeConfig
+from goplugin.testing import Client, PluginError, parse_handshake, start
+
+OK, NOTE, FAILED = "ok", "note", "FAILED"
+
+PATIENCE = 5.0  # seconds until what should end has ended
+
+_LIST_SERVICES = b"\x3a\x00"  # ServerReflectionRequest(list_services="")
+_MARKER = "GOPLUGIN_CHECK"  # by this variable we know the processes that the plugin has left
+_HOST = """
+import json, sys, time
+sys.path[:], command, config = json.loads(sys.argv[1])
+import goplugin.testing
+with goplugin.testing.start(command, goplugin.HandshakeConfig(*config)):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+class Result(NamedTuple):
+    """Of one check. outcome: OK, NOTE (works, but a host or user misses something) or FAILED. cure: what to do."""
+
+    check: str
+    outcome: str
+    text: str
+    cure: str = ""
+
+
+class Check:
+    """The checks of one plugin; `run` yields their results."""
+
+    def __init__(self, command: Sequence[str], handshake: HandshakeConfig, timeout: float) -> None:
+        """timeout: seconds that the plugin has to start."""
+        self._command, self._handshake, self._timeout = command, handshake, timeout
+        self._marker = uuid.uuid4().hex
+
+    def run(self) -> Iterator[Result]:
+        """Do all checks, in folders that are removed afterwards. Whatever the plugin leaves behind is ended."""
+        with tempfile.TemporaryDirectory(prefix="check") as temporary:
+            self._temporary = Path(temporary)
+            self._env = {**os.environ, _MARKER: self._marker, "TMPDIR": temporary}
+            try:
+                yield self._without_cookie()
+                yield from self._session(auto_mtls=False)
+                yield from self._session(auto_mtls=True)
+                yield self._host_dies()
+            finally:
+                for pid in self._left():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    def _without_cookie(self) -> Result:
+        name = "by hand"
+        env = {key: value for key, value in self._env.items() if key != self._handshake.magic_cookie_key}
+        try:
+            run = subprocess.run(
+                self._command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return Result(name, FAILED, "it runs without the cookie", "exit if the cookie is missing, and say why")
+        if run.returncode == 0 or not run.stderr.strip():
+            said = f"exit code {run.returncode}, {len(run.stderr)} bytes on stderr"
+            return Result(name, NOTE, said, "without the cookie, say on stderr that this is a plugin; exit with 1")
+        return Result(name, OK, run.stderr.decode(errors="replace").strip().splitlines()[0])
+
+    def _session(self, *, auto_mtls: bool) -> Iterator[Result]:
+        kind = "AutoMTLS: " if auto_mtls else ""
+        began = time.monotonic()
+        try:
+            with start(
+                self._command, self._handshake, auto_mtls=auto_mtls, env=self._env, timeout=self._timeout
+            ) as client:
+                yield Result(f"{kind}starts", OK, f"ready after {time.monotonic() - began:.2f} s, health included")
+                if auto_mtls:
+                    yield self._strangers(client)
+                else:
+                    yield from self._plain(client)
+                time.sleep(0.2)
+                began = time.monotonic()
+                client.kill()
+                yield self._shutdown(kind, client, time.monotonic() - began)
+        except PluginError as error:
+            cure = "see the plugin's log above"
+            if auto_mtls:
+                cure = "honour PLUGIN_CLIENT_CERT: serve TLS, and put your certificate into the handshake line"
+            yield Result(f"{kind}starts", FAILED, str(error), cure)
+            return
+        yield self._nothing_left(f"{kind}left behind")
+        if not auto_mtls:
+            yield self._stdout(client)
+            yield self._log(client)
+
+    def _plain(self, client: Client) -> Iterator[Result]:
+        line = client.handshake_line
+        yield Result("handshake line", OK, line)
+        _, address, server_cert = parse_handshake(line)
+        host = address.address.rpartition(":")[0]
+        if address.network == "tcp" and not host.startswith(("127.", "[::1]", "localhost")):
+            yield Result("address", FAILED, f"it listens on {address.address}", "listen on 127.0.0.1 alone")
+        if server_cert:
+            cure = "without PLUGIN_CLIENT_CERT send no certificate: a host without AutoMTLS panics on it"
+            yield Result("certificate", FAILED, "the line has one, though no AutoMTLS was asked for", cure)
+        yield Result("version", OK, f"{client.version} of {list(self._handshake.protocol_versions)}")
+        for name, stream, missed in (
+            ("stdio", client.streams[0], "serve plugin.GRPCStdio, or the host does not get what the plugin prints"),
+            ("broker", client.streams[1], "serve plugin.GRPCBroker, if host or plugin make further connections"),
+        ):
+            time.sleep(0.1)
+            if stream.is_active():
+                yield Result(name, OK, "the stream is open")
+            else:
+                yield Result(name, NOTE, f"the stream ended: {stream.code().name}", missed)
+        yield self._reflection(client.channel)
+
+    def _reflection(self, channel: grpc.Channel) -> Result:
+        for version in ("v1", "v1alpha"):
+            call: Any = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+            with contextlib.suppress(grpc.RpcError):
+                answers = call(iter([_LIST_SERVICES]), timeout=PATIENCE)
+                if next(answers, b""):
+                    answers.cancel()
+                    return Result("reflection", OK, version)
+        return Result("reflection", NOTE, "none", "add grpc reflection, if grpcurl is to list the services")
+
+    def _strangers(self, client: Client) -> Result:
+        address = parse_handshake(client.handshake_line).address
+        for who, pair in (("without a certificate", None), ("with another certificate", tls.make_certificate())):
+            if _is_served(address, pair, self._temporary):
+                cure = "require the host's certificate; grpcio's own TLS cannot verify it (its key is P-521)"
+                return Result("AutoMTLS: strangers", FAILED, f"a caller {who} is let in", cure)
+        return Result("AutoMTLS: strangers", OK, "refused")
+
+    def _shutdown(self, kind: str, client: Client, seconds: float) -> Result:
+        name = f"{kind}Shutdown"
+        if client.exit_code == -signal.SIGKILL:
+            cure = "serve plugin.GRPCController: answer Shutdown at once, and end within 2 s"
+            return Result(name, FAILED, "the plugin had to be killed", cure)
+        outcome = OK if client.exit_code == 0 else NOTE
+        return Result(name, outcome, f"the process ended after {seconds:.2f} s, exit code {client.exit_code}")
+
+    def _nothing_left(self, name: str) -> Result:
+        end = time.monotonic() + PATIENCE
+        while (pids := self._left()) and time.monotonic() < end:
+            time.sleep(0.05)
+        if pids:
+            return Result(name, FAILED, f"processes: {pids}", "end what the plugin has started")
+        files = sorted(path.name for path in self._temporary.iterdir())
+        if files:
+            return Result(name, NOTE, f"in TMPDIR: {', '.join(files)}", "remove files and sockets at the end")
+        return Result(name, OK, "nothing")
+
+    def _stdout(self, client: Client) -> Result:
+        if client.after_handshake:
+            cure = "write the handshake line alone to stdout: the host throws the rest away, and a long line blocks"
+            return Result("stdout", FAILED, f"after the line: {bytes(client.after_handshake[:100])!r}", cure)
+        return Result("stdout", OK, "nothing but the line")
+
+    def _log(self, client: Client) -> Result:
+        for record in client.log:
+            wrong = [key for key in ("@message", "@level", "@timestamp") if not isinstance(record.get(key, ""), str)]
+            if wrong:
+                return Result("log", FAILED, f"{wrong[0]} is not a string: a host panics", "write strings there")
+        plain = [record for record in client.log if "@timestamp" not in record]
+        if plain:
+            cure = "write hclog's JSON to stderr, or the host logs each line at debug"
+            example = str(plain[0].get("@message"))[:80]
+            return Result("log", NOTE, f"{len(plain)} lines are plain text, such as {example!r}", cure)
+        return Result("log", OK, f"{len(client.log)} records")
+
+    def _host_dies(self) -> Result:
+        arguments = json.dumps([sys.path, [*self._command], [*self._handshake]])
+        host = subprocess.Popen([sys.executable, "-c", _HOST, arguments], env=self._env, stdout=subprocess.PIPE)
+        with host, host.stdout or contextlib.nullcontext() as pipe:
+            ready = pipe and pipe.readline()
+            host.kill()
+        if not ready:
+            return Result("host dies", FAILED, "the plugin did not start")
+        began = time.monotonic()
+        if self._nothing_left("").outcome == FAILED:
+            # As plugins in Go do.
+            cure = "end when the parent process is gone, or nobody reads stdout and stderr any more"
+            return Result("host dies", NOTE, f"the plugin runs on, {PATIENCE:g} s later", cure)
+        return Result("host dies", OK, f"the plugin ended {time.monotonic() - began:.2f} s later")
+
+    def _left(self) -> list[int]:
+        """The processes that have our marker in their environment. On Linux; elsewhere none is found."""
+        marker, found = f"{_MARKER}={self._marker}".encode(), []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if marker in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
+
+def _is_served(address: Address, pair: tuple[bytes, bytes] | None, folder: Path) -> bool:
+    """Whether the plugin talks HTTP/2 to a caller with this certificate and key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    if pair:
+        file = folder / "stranger"
+        file.write_bytes(b"".join(pair))
+        context.load_cert_chain(file)
+        file.unlink()
+    host, _, port = address.address.rpartition(":")
+    try:
+        with socket.socket(socket.AF_UNIX if address.network == "unix" else socket.AF_INET) as raw:
+            raw.settimeout(PATIENCE)
+            raw.connect(address.address if address.network == "unix" else (host, int(port)))
+            with context.wrap_socket(raw) as secure:
+                secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+                return bool(secure.recv(1))
+    except OSError:
+        return False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code is 0 if nothing failed, 1 if something did, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m goplugin")
+    commands = parser.add_subparsers(required=True, metavar="check")
+    check = commands.add_parser("check", help="play a host, and say what works and what does not")
+    check.add_argument("--cookie", required=True, metavar="KEY=VALUE", help="the magic cookie of the plugin's host")
+    check.add_argument("--versions", default="1", help="the app protocol versions that the host offers: 1, or 5,6")
+    check.add_argument("--timeout", type=float, default=30, help="seconds that the plugin has to start")
+    check.add_argument("--json", action="store_true", help="one JSON object per check")
+    check.add_argument("command", nargs="+", metavar="-- COMMAND", help="what starts the plugin")
+    options = parser.parse_args(arguments)
+    key, separator, value = options.cookie.partition("=")
+    if not (key and separator and value):
+        parser.error("--cookie needs KEY=VALUE, such as BASIC_PLUGIN=hello")
+    try:
+        versions = [int(text) for text in options.versions.split(",")]
+    except ValueError:
+        parser.error(f"--versions needs numbers with commas between, not {options.versions!r}")
+    failed = False
+    try:
+        for result in Check(options.command, HandshakeConfig(versions, key, value), options.timeout).run():
+            failed |= result.outcome == FAILED
+            if options.json:
+                print(json.dumps(result._asdict()), flush=True)
+            else:
+                print(f"{result.outcome:6}  {result.check}: {result.text}", flush=True)
+                if result.cure:
+                    print(f"        -> {result.cure}", flush=True)
+    except (FileNotFoundError, PermissionError) as error:
+        parser.error(f"cannot run the command: {error}")
+    return int(failed)

@@ -1,0 +1,105 @@
+"""`python -m goplugin check`: with this plugin, with go-plugin's in Go, and with deliberate mistakes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+
+from goplugin import check
+
+COOKIE = ["--cookie", "BASIC_PLUGIN=hello"]
+
+# A plugin as the guide writes it, without goplugin.
+GUIDE = """
+import os, subprocess, sys
+from concurrent import futures
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+if os.environ.get("BASIC_PLUGIN") != "hello":
+    sys.exit("this is a plugin")
+server = grpc.server(futures.ThreadPoolExecutor(10))
+servicer = health.HealthServicer()
+servicer.set("plugin", 1)
+HEALTH
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(f"1|1|tcp|127.0.0.1:{port}|grpcCERT", flush=True)
+EXTRA
+server.wait_for_termination()
+"""
+HEALTH = "health_pb2_grpc.add_HealthServicer_to_server(servicer, server)"
+RIGHT = {"HEALTH": HEALTH, "CERT": "", "EXTRA": ""}
+
+
+def results(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
+    """The exit code, and what --json prints, by the name of the check."""
+    code = check.main(["check", *COOKIE, "--timeout", "10", "--json", "--", *map(str, command)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return code, {line["check"]: line for line in lines}
+
+
+def test_this_plugin(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "goplugin", "check", *COOKIE, "--", sys.executable, str(ROOT / "plugin.py")]
+    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {line.split()[0] for line in run.stdout.splitlines()} == {"ok"}
+    assert len(run.stdout.splitlines()) == 16
+
+
+def test_go_plugins_own(
+    example: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "PATIENCE", 1.0)
+    code, found = results(capsys, example("grpc/plugin-go-grpc"))
+    assert code == 0
+    assert {name for name, one in found.items() if one["outcome"] != check.OK} == {"host dies"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "says"),
+    [
+        ({}, "Shutdown", "had to be killed"),
+        ({}, "AutoMTLS: starts", "has no certificate"),
+        ({"HEALTH": ""}, "starts", "health service does not answer"),
+        ({"EXTRA": "print('one more line', flush=True)"}, "stdout", "one more line"),
+        ({"EXTRA": """sys.stderr.write('{"@timestamp": 1}\\n'); sys.stderr.flush()"""}, "log", "a host panics"),
+        ({"EXTRA": "subprocess.Popen(['sleep', '20'], stdout=-3, stderr=-3)"}, "left behind", "processes"),
+        ({"CERT": "|" + "A" * 60}, "certificate", "though no AutoMTLS was asked for"),
+    ],
+)
+def test_a_mistake_is_found(
+    changes: dict[str, str],
+    name: str,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(check, "PATIENCE", 1.0)
+    script = GUIDE
+    for mark, text in (RIGHT | changes).items():
+        script = script.replace(mark, text, 1) if mark != "HEALTH" else script.replace("\nHEALTH\n", f"\n{text}\n")
+    code, found = results(capsys, sys.executable, "-c", script)
+    assert code == 1
+    assert found[name]["outcome"] == check.FAILED
+    assert says in found[name]["text"]
+    assert found[name]["cure"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cookie", "hello", "--", "x"], "--cookie needs KEY=VALUE"),
+        ([*COOKIE, "--versions", "new", "--", "x"], "--versions needs numbers"),
+        ([*COOKIE], "required: -- COMMAND"),
+        ([*COOKIE, "--", "./no-such-command"], "cannot run the command"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        check.main(["check", *arguments])
+    assert says in capsys.readouterr().err
