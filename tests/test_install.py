@@ -1,5 +1,6 @@
 """goplugin as a distribution: however it is installed, a plugin beside no copy of it works."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -117,3 +118,67 @@ def test_its_types_are_found(built: Path, tmp_path: Path) -> None:
     run = subprocess.run(mypy, check=False, cwd=tmp_path, capture_output=True, text=True)
     (error, _) = run.stdout.splitlines()
     assert error.startswith("script.py:3: error: Incompatible types")
+
+
+GREETER_TEST = """
+import sys
+
+import goplugin.testing
+import greeter_pb2
+import greeter_pb2_grpc
+from plugin import HANDSHAKE
+
+
+def test_greet():
+    with goplugin.testing.start([sys.executable, "plugin.py"], HANDSHAKE, auto_mtls=True) as plugin:
+        stub = greeter_pb2_grpc.GreeterStub(plugin.channel)
+        assert stub.Greet(greeter_pb2.Person(name="world")).text == "Good day, world"
+    assert plugin.exit_code == 0
+"""
+
+
+@pytest.mark.timeout(600)  # pip installs three times
+def test_from_a_new_folder_to_what_is_shipped(built: Path, tmp_path: Path) -> None:
+    """In a project on protobuf 5, without Go: install goplugin, write a plugin, test it, check it, ship it."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("make", "sh", "find", "xargs", "rm", "cp", "mv", "touch", "sed", "mkdir", "env"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    env |= {"PATH": str(tools), "SHIV_ROOT": str(tmp_path / "shiv")}
+    folder = tmp_path / "greeter"
+
+    def run(*command: str, cwd: Path = folder, fails: bool = False) -> str:
+        done = subprocess.run(command, cwd=cwd, env=env, check=False, capture_output=True, text=True)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout
+
+    run("make", "new", f"DIR={folder}", cwd=ROOT)
+    # It depends on goplugin instead of holding a copy.
+    shutil.rmtree(folder / "goplugin")
+    asked = (folder / "requirements.txt").read_text()
+    (folder / "requirements.txt").write_text(asked.replace("protobuf>=4.25", "protobuf<6") + f"{built / 'source'}\n")
+    for path in folder.glob("kv*"):
+        path.unlink()
+    for path in (ROOT / "tests" / "template").glob("*.p*"):
+        shutil.copy(path, folder)
+    (folder / "tests" / "test_plugin.py").write_text(GREETER_TEST)
+    run("make", f"PYTHON={sys.executable}", "protos")
+    assert "1 passed" in run("make", "test")
+    assert run(".venv/bin/python", "-c", "from google import protobuf; print(protobuf.__version__)").startswith("5.")
+
+    check = (".venv/bin/python", "-m", "goplugin", "check", "--cookie", "GREETER_PLUGIN=good day", "--versions", "5,6")
+    right = (folder / "plugin.py").read_text()
+    (folder / "plugin.py").write_text(right.replace('set("plugin"', 'set("plug-in"'))
+    assert "health service" in run(*check, "--", ".venv/bin/python", "plugin.py", fails=True)
+    (folder / "plugin.py").write_text(right)
+    run(*check, "--", ".venv/bin/python", "plugin.py")
+
+    (folder / "launcher").write_text('#!/bin/sh\nexec .venv/bin/python plugin.py "$@"\n')
+    (folder / "launcher").chmod(0o755)
+    run(*check, "--", "./launcher")
+    run(".venv/bin/pip", "install", "-q", "shiv")
+    run(".venv/bin/pip", "install", "-q", "--target", "build", "-r", "requirements.txt")
+    run("sh", "-c", "cp *.py build")
+    run(".venv/bin/shiv", "--site-packages", "build", "-p", sys.executable, "-e", "plugin:main", "-o", "greeter.pyz")
+    run(*check, "--", "./greeter.pyz")
