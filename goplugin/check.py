@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from goplugin.address import Address
 from goplugin.companion import tls
@@ -34,9 +35,10 @@ _LIST_SERVICES = b"\x3a\x00"  # ServerReflectionRequest(list_services="")
 _MARKER = "GOPLUGIN_CHECK"  # by this variable we know the processes that the plugin has left
 _HOST = """
 import json, sys, time
-sys.path[:], command, config = json.loads(sys.argv[1])
+sys.path[:], command, config, auto_mtls = json.loads(sys.argv[1])
 import goplugin.testing
-with goplugin.testing.start(command, goplugin.HandshakeConfig(*config)):
+config = goplugin.HandshakeConfig(*config)
+with goplugin.testing.start(command, config, auto_mtls=auto_mtls, check_health=False):
     print("ready", flush=True)
     time.sleep(600)
 """
@@ -58,6 +60,8 @@ class Check:
         """timeout: seconds that the plugin has to start."""
         self._command, self._handshake, self._timeout = command, handshake, timeout
         self._marker = uuid.uuid4().hex
+        self._tls_alone = False  # it serves under AutoMTLS, and not without
+        self._called = False  # what a host calls was tried
 
     def run(self) -> Iterator[Result]:
         """Do all checks, in folders that are removed afterwards. Whatever the plugin leaves behind is ended."""
@@ -93,38 +97,44 @@ class Check:
         began = time.monotonic()
         try:
             with start(
-                self._command, self._handshake, auto_mtls=auto_mtls, env=self._env, timeout=self._timeout
+                self._command,
+                self._handshake,
+                auto_mtls=auto_mtls,
+                env=self._env,
+                timeout=self._timeout,
+                check_health=False,
             ) as client:
-                yield Result(f"{kind}starts", OK, f"ready after {time.monotonic() - began:.2f} s, health included")
+                yield Result(f"{kind}starts", OK, f"ready after {time.monotonic() - began:.2f} s")
                 if auto_mtls:
                     yield self._strangers(client)
-                else:
-                    yield from self._plain(client)
+                if not self._called:
+                    self._called, self._tls_alone = True, auto_mtls
+                    yield from self._calls(client, auto_mtls=auto_mtls)
                 time.sleep(0.2)
                 began = time.monotonic()
                 client.kill()
                 yield self._shutdown(kind, client, time.monotonic() - began)
         except PluginError as error:
-            cure = "see the plugin's log above"
+            cure = "see the plugin's log above; what follows is tried with AutoMTLS alone"
             if auto_mtls:
                 cure = "honour PLUGIN_CLIENT_CERT: serve TLS, and put your certificate into the handshake line"
             yield Result(f"{kind}starts", FAILED, str(error), cure)
             return
         yield self._nothing_left(f"{kind}left behind")
-        if not auto_mtls:
-            yield self._stdout(client)
-            yield self._log(client)
+        yield self._stdout(kind, client)
+        yield self._log(kind, client)
 
-    def _plain(self, client: Client) -> Iterator[Result]:
+    def _calls(self, client: Client, *, auto_mtls: bool) -> Iterator[Result]:
         line = client.handshake_line
         yield Result("handshake line", OK, line)
         _, address, server_cert = parse_handshake(line)
         host = address.address.rpartition(":")[0]
         if address.network == "tcp" and not host.startswith(("127.", "[::1]", "localhost")):
             yield Result("address", FAILED, f"it listens on {address.address}", "listen on 127.0.0.1 alone")
-        if server_cert:
+        if server_cert and not auto_mtls:
             cure = "without PLUGIN_CLIENT_CERT send no certificate: a host without AutoMTLS panics on it"
             yield Result("certificate", FAILED, "the line has one, though no AutoMTLS was asked for", cure)
+        yield self._health(client.channel)
         yield Result("version", OK, f"{client.version} of {list(self._handshake.protocol_versions)}")
         for name, stream, missed in (
             ("stdio", client.streams[0], "serve plugin.GRPCStdio, or the host does not get what the plugin prints"),
@@ -136,6 +146,17 @@ class Check:
             else:
                 yield Result(name, NOTE, f"the stream ended: {stream.code().name}", missed)
         yield self._reflection(client.channel)
+
+    def _health(self, channel: grpc.Channel) -> Result:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            status = stub.Check(health_pb2.HealthCheckRequest(service="plugin"), timeout=PATIENCE).status
+        except grpc.RpcError as error:
+            said: Any = error
+            cure = 'add the health service, and set "plugin" to SERVING: hosts that ping their plugins need it'
+            return Result("health", FAILED, f'no answer for "plugin": {said.code().name}', cure)
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        return Result("health", OK if name == "SERVING" else FAILED, f'"plugin" is {name}')
 
     def _reflection(self, channel: grpc.Channel) -> Result:
         for version in ("v1", "v1alpha"):
@@ -174,27 +195,31 @@ class Check:
             return Result(name, NOTE, f"in TMPDIR: {', '.join(files)}", "remove files and sockets at the end")
         return Result(name, OK, "nothing")
 
-    def _stdout(self, client: Client) -> Result:
-        if client.after_handshake:
+    def _stdout(self, kind: str, client: Client) -> Result:
+        name = f"{kind}stdout"
+        if client.after_handshake.strip():
             cure = "write the handshake line alone to stdout: the host throws the rest away, and a long line blocks"
-            return Result("stdout", FAILED, f"after the line: {bytes(client.after_handshake[:100])!r}", cure)
-        return Result("stdout", OK, "nothing but the line")
+            return Result(name, FAILED, f"after the line: {bytes(client.after_handshake[:100])!r}", cure)
+        return Result(name, OK, "nothing but the line")
 
-    def _log(self, client: Client) -> Result:
+    def _log(self, kind: str, client: Client) -> Result:
+        name = f"{kind}log"
         for record in client.log:
             wrong = [key for key in ("@message", "@level", "@timestamp") if not isinstance(record.get(key, ""), str)]
             if wrong:
-                return Result("log", FAILED, f"{wrong[0]} is not a string: a host panics", "write strings there")
+                return Result(name, FAILED, f"{wrong[0]} is not a string: a host panics", "write strings there")
         plain = [record for record in client.log if "@timestamp" not in record]
         if plain:
             cure = "write hclog's JSON to stderr, or the host logs each line at debug"
             example = str(plain[0].get("@message"))[:80]
-            return Result("log", NOTE, f"{len(plain)} lines are plain text, such as {example!r}", cure)
-        return Result("log", OK, f"{len(client.log)} records")
+            return Result(name, NOTE, f"{len(plain)} lines are plain text, such as {example!r}", cure)
+        return Result(name, OK, f"{len(client.log)} records")
 
     def _host_dies(self) -> Result:
-        arguments = json.dumps([sys.path, [*self._command], [*self._handshake]])
-        host = subprocess.Popen([sys.executable, "-c", _HOST, arguments], env=self._env, stdout=subprocess.PIPE)
+        arguments = json.dumps([sys.path, [*self._command], [*self._handshake], self._tls_alone])
+        host = subprocess.Popen(
+            [sys.executable, "-c", _HOST, arguments], env=self._env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         with host, host.stdout or contextlib.nullcontext() as pipe:
             ready = pipe and pipe.readline()
             host.kill()

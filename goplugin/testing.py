@@ -89,16 +89,18 @@ def start(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
+    check_health: bool = True,
 ) -> "Iterator[Client]":
     """Start a plugin, in any language, and connect to it. At the end of the `with` it is ended as by Kill().
 
     handshake: the plugin's; the host offers its protocol_versions. env: instead of os.environ.
-    timeout: seconds until the handshake line, and for the health check.
+    timeout: seconds until the handshake line, and for the connection.
+    check_health: False for a plugin that has no health service, without which hosts cannot ping it.
     PluginError if the plugin does not start as a host expects. OSError if the command cannot be run.
     """
     client = Client(auto_mtls=auto_mtls)
     try:
-        client.start(command, handshake, cwd, os.environ if env is None else env, timeout)
+        client.start(command, handshake, cwd, os.environ if env is None else env, timeout, check_health)
         yield client
     finally:
         client.kill()
@@ -111,7 +113,7 @@ def attach(reattach_config: str, *, timeout: float = 60.0) -> "Iterator[Client]"
     client = Client()
     try:
         address = Address(config["Addr"]["Network"], config["Addr"]["String"])
-        client.connect(Handshake(config["ProtocolVersion"], address, b""), timeout)
+        client.connect(Handshake(config["ProtocolVersion"], address, b""), timeout, check_health=True)
         yield client
     finally:
         client.close()
@@ -165,6 +167,7 @@ class Client:
         cwd: str | os.PathLike[str] | None,
         env: Mapping[str, str],
         timeout: float,
+        check_health: bool,
     ) -> None:
         """See goplugin.testing.start."""
         handshake.check()
@@ -203,9 +206,9 @@ class Client:
             )
         if self._certificate and not parsed.server_cert:
             raise self._error("the host asked for AutoMTLS, and the handshake line has no certificate")
-        self.connect(parsed, timeout)
+        self.connect(parsed, timeout, check_health)
 
-    def connect(self, handshake: Handshake, timeout: float) -> None:
+    def connect(self, handshake: Handshake, timeout: float, check_health: bool) -> None:
         """Connect, check the plugin's health, and open the streams that every host opens."""
         self.version = handshake.version
         environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has Unix sockets
@@ -215,13 +218,20 @@ class Client:
                 contexts = tls.contexts_for(handshake.server_cert, *self._certificate, self._folder)
             except ssl.SSLError as error:
                 raise self._error(f"the handshake line's sixth field is not a certificate: {error}") from None
+            for context in (contexts.server, contexts.client):
+                context.set_ciphers("DEFAULT:@SECLEVEL=1")  # RSA keys of 1,024 bits, which Go accepts too
             self._relays = _RelayThread(contexts, environment, self._folder)
             transport = CompanionTLS(self._relays)
         self.channel = transport.dial(handshake.address, (*_OPTIONS, ("grpc.enable_http_proxy", 0)))
         self._workers = Workers(2, 64)
         self.broker = Broker(transport, {"thread_pool": self._workers, "options": _OPTIONS, "interceptors": ()})
         self._connected = True
-        self._check_health(timeout)
+        try:
+            grpc.channel_ready_future(self.channel).result(timeout)
+        except grpc.FutureTimeoutError:
+            raise self._error(f"cannot connect to {handshake.address.address} within {timeout:g} s") from None
+        if check_health:
+            self._check_health(timeout)
         stdio: Any = host_pb2_grpc.GRPCStdioStub(self.channel).StreamStdio(empty_pb2.Empty())
         self._in_thread(self._read_stdio, stdio)
         theirs = queue.SimpleQueue[Any]()  # their half of the stream, which is there once ours is
@@ -268,11 +278,12 @@ class Client:
 
     def _check_health(self, timeout: float) -> None:
         stub: Any = health_pb2_grpc.HealthStub(self.channel)
-        request = health_pb2.HealthCheckRequest(service="plugin")
         try:
-            health = stub.Check(request, timeout=timeout, wait_for_ready=True)
+            health = stub.Check(health_pb2.HealthCheckRequest(service="plugin"), timeout=timeout)
         except grpc.RpcError as error:
-            raise self._error(f'the health service does not answer for "plugin": {error}') from None
+            said: Any = error
+            reason = f"{said.code().name}: {said.details()}"
+            raise self._error(f'the health service does not answer for "plugin": {reason}') from None
         if health.status != health_pb2.HealthCheckResponse.SERVING:
             raise self._error('the health service says that "plugin" is not SERVING')
 

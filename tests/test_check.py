@@ -48,7 +48,7 @@ def test_this_plugin(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert {line.split()[0] for line in run.stdout.splitlines()} == {"ok"}
-    assert len(run.stdout.splitlines()) == 16
+    assert len(run.stdout.splitlines()) == 19
 
 
 def test_go_plugins_own(
@@ -65,7 +65,7 @@ def test_go_plugins_own(
     [
         ({}, "Shutdown", "had to be killed"),
         ({}, "AutoMTLS: starts", "has no certificate"),
-        ({"HEALTH": ""}, "starts", "health service does not answer"),
+        ({"HEALTH": ""}, "health", "UNIMPLEMENTED"),
         ({"EXTRA": "print('one more line', flush=True)"}, "stdout", "one more line"),
         ({"EXTRA": """sys.stderr.write('{"@timestamp": 1}\\n'); sys.stderr.flush()"""}, "log", "a host panics"),
         ({"EXTRA": "subprocess.Popen(['sleep', '20'], stdout=-3, stderr=-3)"}, "left behind", "processes"),

@@ -170,7 +170,7 @@ def test_from_a_new_folder_to_what_is_shipped(built: Path, tmp_path: Path) -> No
     check = (".venv/bin/python", "-m", "goplugin", "check", "--cookie", "GREETER_PLUGIN=good day", "--versions", "5,6")
     right = (folder / "plugin.py").read_text()
     (folder / "plugin.py").write_text(right.replace('set("plugin"', 'set("plug-in"'))
-    assert "health service" in run(*check, "--", ".venv/bin/python", "plugin.py", fails=True)
+    assert 'no answer for "plugin"' in run(*check, "--", ".venv/bin/python", "plugin.py", fails=True)
     (folder / "plugin.py").write_text(right)
     run(*check, "--", ".venv/bin/python", "plugin.py")
 
