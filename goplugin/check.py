@@ -180,7 +180,8 @@ class Check:
         name = f"{kind}Shutdown"
         if client.exit_code == -signal.SIGKILL:
             cure = "serve plugin.GRPCController: answer Shutdown at once, and end within 2 s"
-            return Result(name, FAILED, "the plugin had to be killed", cure)
+            said = 'the plugin had to be killed; a host logs "plugin failed to exit gracefully"'
+            return Result(name, FAILED, said, cure)
         outcome = OK if client.exit_code == 0 else NOTE
         return Result(name, outcome, f"the process ended after {seconds:.2f} s, exit code {client.exit_code}")
 

@@ -43,8 +43,8 @@ KILL_GRACE = 2.0  # seconds that a plugin has to end by itself after Shutdown, a
 
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 _UNRECOGNIZED = (
-    "Unrecognized remote plugin message: {!r}. A host would say this too: the first line on the plugin's stdout"
-    " must be the handshake line, CORE-PROTOCOL-VERSION|APP-PROTOCOL-VERSION|NETWORK-TYPE|NETWORK-ADDR|PROTOCOL"
+    "Unrecognized remote plugin message: {!r} (a host says the same): the first line on the plugin's stdout must be the"
+    " handshake line, such as 1|1|tcp|127.0.0.1:PORT|grpc"
 )
 
 
