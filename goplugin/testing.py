@@ -100,7 +100,7 @@ def start(
     """
     client = Client(auto_mtls=auto_mtls)
     try:
-        client.start(command, handshake, cwd, os.environ if env is None else env, timeout, check_health)
+        client._start(command, handshake, cwd, os.environ if env is None else env, timeout, check_health)
         yield client
     finally:
         client.kill()
@@ -113,10 +113,10 @@ def attach(reattach_config: str, *, timeout: float = 60.0) -> "Iterator[Client]"
     client = Client()
     try:
         address = Address(config["Addr"]["Network"], config["Addr"]["String"])
-        client.connect(Handshake(config["ProtocolVersion"], address, b""), timeout, check_health=True)
+        client._connect(Handshake(config["ProtocolVersion"], address, b""), timeout, check_health=True)
         yield client
     finally:
-        client.close()
+        client._close()
 
 
 class Client:
@@ -160,7 +160,7 @@ class Client:
         """See above."""
         return self._process.poll() if self._process else None
 
-    def start(
+    def _start(
         self,
         command: Sequence[str | os.PathLike[str]],
         handshake: HandshakeConfig,
@@ -206,9 +206,9 @@ class Client:
             )
         if self._certificate and not parsed.server_cert:
             raise self._error("the host asked for AutoMTLS, and the handshake line has no certificate")
-        self.connect(parsed, timeout, check_health)
+        self._connect(parsed, timeout, check_health)
 
-    def connect(self, handshake: Handshake, timeout: float, check_health: bool) -> None:
+    def _connect(self, handshake: Handshake, timeout: float, check_health: bool) -> None:
         """Connect, check the plugin's health, and open the streams that every host opens."""
         self.version = handshake.version
         environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has Unix sockets
@@ -252,10 +252,10 @@ class Client:
                 self._process.wait(KILL_GRACE)
         if self._process and self.exit_code is None:
             self._process.kill()
-        self.close()
+        self._close()
 
-    def close(self) -> None:
-        """Let go of the plugin without ending it. A second call does nothing."""
+    def _close(self) -> None:
+        """Let go of a plugin that has ended, or that was not started by us. A second call does nothing."""
         if self._process:
             self._process.wait()
         for stream in self.streams:
