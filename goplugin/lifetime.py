@@ -48,7 +48,10 @@ class Lifetime:
             if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
                 self.stop_at(number, name)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
+            self._mask = threading.local()  # of signals, as it was before the fork
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._unblock, after_in_child=self._after_fork
+            )
         threading.Thread(target=self._run, name="goplugin-lifetime", daemon=True).start()
 
     def stop_at(self, number: int, reason: str) -> None:
@@ -103,6 +106,13 @@ class Lifetime:
                 reason = self._host.gone(fd) if self._host else ""
             self._reason = self._reason or reason
 
+    def _before_fork(self) -> None:
+        """Block our signals: until it is past _after_fork, a child would write its own ones to our pipe."""
+        self._mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask.before)
+
     def _after_fork(self) -> None:
         """In a child by fork without exec: its signals are its own, and our pipe is not."""
         signal.set_wakeup_fd(-1)
@@ -110,3 +120,4 @@ class Lifetime:
         for number in self._signals:
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
+        self._unblock()
