@@ -222,7 +222,8 @@ class Client:
                 context.set_ciphers("DEFAULT:@SECLEVEL=1")  # RSA keys of 1,024 bits, which Go accepts too
             self._relays = _RelayThread(contexts, environment, self._folder)
             transport = CompanionTLS(self._relays)
-        self.channel = transport.dial(handshake.address, (*_OPTIONS, ("grpc.enable_http_proxy", 0)))
+        options = (*_OPTIONS, ("grpc.enable_http_proxy", 0))
+        self.channel = transport.dial(handshake.address, options, grpc.insecure_channel)
         self._workers = Workers(2, 64)
         self.broker = Broker(transport, {"thread_pool": self._workers, "options": _OPTIONS, "interceptors": ()})
         self._connected = True

@@ -11,6 +11,7 @@ from goplugin.address import Address, give_to_group, listening_socket, remove_pr
 from goplugin.environment import Environment
 
 Options = Any  # of a grpc server or channel: pairs of a name and a value
+InsecureChannel = Callable[[str, Options], Any]  # grpc.insecure_channel or grpc.aio.insecure_channel
 
 
 class Plain:
@@ -28,9 +29,12 @@ class Plain:
         """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
         return self._bind(server.add_insecure_port)
 
-    def dial(self, address: Address, options: Options) -> grpc.Channel:
-        """Return a channel to where the host listens. ValueError if that is not an address, OSError if it cannot."""
-        return grpc.insecure_channel(address.target(), options)
+    def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
+        """Return a channel to where the host listens. ValueError if that is not an address, OSError if it cannot.
+
+        insecure_channel: grpc's or grpc.aio's.
+        """
+        return insecure_channel(address.target(), options)
 
     def close(self, address: Address) -> None:
         """Release an address that `listen` returned. Grpc has closed it; the file of a Unix socket stays."""
@@ -71,11 +75,11 @@ class CompanionTLS:
         server.add_insecure_port(Address("unix", plain).target())
         return Address(*self._companion.ask("listen", plain))
 
-    def dial(self, address: Address, options: Options) -> grpc.Channel:
+    def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
         """Return a channel through the companion, which checks the host's certificate."""
         address.target()  # ValueError if it is not an address
         plain = Address("unix", str(self._companion.ask("dial", *address)))
-        channel = grpc.insecure_channel(plain.target(), options)
+        channel = insecure_channel(plain.target(), options)
         weakref.finalize(channel, self.close, plain).atexit = False
         return channel
 
@@ -109,7 +113,7 @@ class UnverifiedTLS(Plain):
         """Do as Plain does, but encrypted."""
         return self._bind(lambda target: server.add_secure_port(target, self._credentials))
 
-    def dial(self, address: Address, options: Options) -> grpc.Channel:
+    def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
         """Never works: OSError."""
         raise OSError("the broker cannot dial: grpcio's TLS cannot verify the host, and there is no companion process")
 
