@@ -1,4 +1,4 @@
-"""An interceptor for what grpc leaves open: handlers that end by SystemExit and its like, and methods nobody wrote."""
+"""An interceptor for what grpc leaves open: handlers that end by SystemExit, methods nobody wrote, and reflection."""
 
 import logging
 import os
@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 
 from goplugin import log
+from goplugin.services import reflection
 
-_ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
 _log = log.get_logger("goplugin")
 
@@ -24,14 +25,23 @@ class Calls(grpc.ServerInterceptor):
 
     def __init__(self, threads: Executor) -> None:
         """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
+        self.consulted = False  # by the server, which was made with this interceptor then
         self._threads = threads
         self._pid = os.getpid()
         self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the method's handler, with what raises in it answered."""
-        handler = continuation(handler_call_details)
+        self.consulted = True
         method = handler_call_details.method
+        handler = continuation(handler_call_details)
+        if handler is None and reflection.is_reflection(method):
+            found = {
+                service
+                for service, methods in reflection.described()
+                if any(continuation(same_call(handler_call_details, other)) for other in methods)
+            }
+            handler = reflection.handler(found)
         if handler is None:
             _log.debug("%s is not implemented", method)
             return None
@@ -42,14 +52,17 @@ class Calls(grpc.ServerInterceptor):
         return guarded
 
     def _guard(self, handler: Any, method: str) -> Any:
-        requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
-        behavior = getattr(handler, f"{requests}_{responses}")
+        name, behavior = behavior_of(handler)
         if hasattr(behavior, "experimental_thread_pool"):
             return handler  # one of our own, see services/__init__.py
-        guarded: Any = (self._streaming if handler.response_streaming else self._unary)(behavior, method)
-        if method.startswith(_ALWAYS):
+        guarded: Any = self.guard(behavior, method, handler.response_streaming)
+        if method.startswith(ALWAYS):
             guarded.experimental_thread_pool = self._threads
-        return handler._replace(**{f"{requests}_{responses}": guarded})
+        return handler._replace(**{name: guarded})
+
+    def guard(self, behavior: Callable[..., Any], method: str, response_streaming: bool) -> Callable[..., Any]:
+        """Return the method's function, with what raises in it answered."""
+        return (self._streaming if response_streaming else self._unary)(behavior, method)
 
     def _unary(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
@@ -97,6 +110,18 @@ class Calls(grpc.ServerInterceptor):
         """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
         if os.getpid() != self._pid:
             os._exit(0)
+
+
+def behavior_of(handler: Any) -> tuple[str, Any]:
+    """Return the field of a grpc.RpcMethodHandler that has the method's function, and the function."""
+    requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
+    name = f"{requests}_{responses}"
+    return name, getattr(handler, name)
+
+
+def same_call(handler_call_details: Any, method: str) -> Any:
+    """Return the details of a call of another method, to ask whether there is such a method."""
+    return type(handler_call_details)(method, handler_call_details.invocation_metadata)
 
 
 def _exit_code(error: BaseException) -> int:

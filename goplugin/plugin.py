@@ -34,7 +34,7 @@ from goplugin.version import __version__
 from goplugin.workers import Workers
 
 _log = log.get_logger("goplugin")
-_plugin: "Plugin | None" = None  # the one of this process
+_plugin: "PluginBase | None" = None  # the one of this process
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # two plugins must never share a port
@@ -46,13 +46,14 @@ _OPTIONS = (
 )
 
 
-class Plugin:
-    """Everything that go-plugin gives a Go plugin, for your grpc.server. A process has one, made in its main thread.
+class PluginBase:
+    """What Plugin and goplugin.aio's Plugin share: all but how to serve and how to wait."""
 
-    version: the app protocol version that host and plugin have in common.
-    broker: further connections to and from the host.
-    server_arguments: what grpc.server() needs: its thread pool, options and interceptors.
-    """
+    _grpc = "grpc"  # the module whose server() makes what `listen` takes
+    _pool = "thread_pool"  # its argument for the pool
+    _await = ""  # what an author writes before plugin.listen() and plugin.wait()
+    _make_calls: Any = Calls
+    _make_broker: Any = Broker
 
     def __init__(
         self,
@@ -108,13 +109,14 @@ class Plugin:
         self._multiplex = settings.multiplex
         allocator.keep_buffers()  # before there are threads, which would have heaps of their own
         self._threads = Workers(3, 64)  # for what must be heard whatever the plugin's own handlers do
-        self.server_arguments: dict[str, Any] = {
-            "thread_pool": Workers(),
-            "options": _OPTIONS,
-            "interceptors": (Calls(self._threads),),
-        }
         self._transport = _transport(settings, tls, allow_unverified_callers)
-        self.broker = Broker(self._transport, self.server_arguments)
+        self._calls = self._make_calls(self._threads)
+        self.server_arguments: dict[str, Any] = {
+            self._pool: Workers(),
+            "options": _OPTIONS,
+            "interceptors": (self._calls,),
+        }
+        self.broker = self._make_broker(self._transport, self.server_arguments)
         self._stdio = Stdio()
         self._server: Any = None
         self._address: Address | None = None
@@ -127,26 +129,21 @@ class Plugin:
             self._lifetime.stop_at(signal.SIGINT, "Ctrl-C")
         atexit.register(self._at_exit)
 
-    def listen(self, server: Any) -> str:
-        """Add the services that go-plugin adds in Go, start the server, and return the handshake line to print.
-
-        Print it by print(), sys.stdout.write() or sys.stdout.buffer.write(): then this line, and nothing else, reaches
-        the stdout that the host reads. Whatever is written to file descriptor 1 in another way goes to the host's log.
-
-        Started by hand with --debug, the line is what a host needs to attach: as JSON, in the form that Terraform
-        reads from TF_REATTACH_PROVIDERS. The name in it is what follows --debug, else the script's.
-
-        TypeError if it is given something else than a grpc.server. Exits with code 1 if it cannot listen.
-        """
-        if inspect.iscoroutinefunction(getattr(server, "start", None)):
-            raise TypeError("plugin.listen() was given a grpc.aio.server: it needs a grpc.server(...)")
+    def _before_start(self, server: Any) -> Address:
+        """Add the services that go-plugin adds in Go, bind the server, and return where the host finds it."""
         if not callable(getattr(server, "add_generic_rpc_handlers", None)):
-            raise TypeError(f"plugin.listen() needs what grpc.server(...) returned, not a {type(server).__name__}")
+            what = f"a {type(server).__name__}"
+        elif inspect.iscoroutinefunction(server.start) != bool(self._await):
+            what = "a grpc.server" if self._await else "a grpc.aio.server, for which there is goplugin.aio.Plugin"
+        else:
+            what = ""
+        if what:
+            raise TypeError(f"plugin.listen() needs what {self._grpc}.server(...) returned, and was given {what}")
         if self._server:
             raise RuntimeError("plugin.listen() was called twice")
-        services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._threads)
+        services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._calls, self._threads)
         try:
-            server_cert = self._transport.server_cert()  # first: the companion sends it without being asked
+            self._server_cert = self._transport.server_cert()  # first: the companion sends it without being asked
             self._address = self._transport.listen(server)
         except (OSError, ValueError, RuntimeError) as error:
             if isinstance(error, OSError):
@@ -154,33 +151,28 @@ class Plugin:
             log.exit_with(f"This plugin cannot listen: {error}")
         # Freeze what is already imported; otherwise the full collection at exit would take longer than the rest of it.
         gc.freeze()
-        try:
-            server.start()
-        except ValueError as error:
-            raise RuntimeError("call plugin.listen(server) instead of server.start(), which it does itself") from error
+        return self._address
+
+    def _after_start(self, server: Any, address: Address) -> str:
+        """Return the handshake line. server: whose stop(grace) can be called in any thread."""
         self._server = server
         _log.debug("goplugin %s serves, with grpcio %s", __version__, grpc.__version__)
         if self._by_host:
             multiplex = "false" if self._multiplex else ""
-            line = handshake_line(self.version, *self._address, server_cert, multiplex)
+            line = handshake_line(self.version, *address, self._server_cert, multiplex)
         else:
-            line = self._reattach_config(self._address)
+            line = self._reattach_config(address)
         outputs.expect_handshake(line, then=self._stdio.write)
         return line
 
-    def wait(self) -> None:
-        """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
-
-        Calls in flight have 1.5 s to finish. The rest of main() has 0.3 s after that.
-        """
+    def _before_wait(self) -> None:
+        listen = f"{self._await}plugin.listen(server)"
         if not self._server:
-            raise RuntimeError("plugin.wait() was called before plugin.listen(server)")
+            raise RuntimeError(f"plugin.wait() was called before {listen}")
         if outputs.handshake_is_missing():
             log.exit_with(
-                "plugin.wait() was called, and the handshake line was not printed:"
-                " write print(plugin.listen(server), flush=True)"
+                f"plugin.wait() was called, and the handshake line was not printed: write print({listen}, flush=True)"
             )
-        self._lifetime.wait()
 
     def _leave(self, reason: str) -> None:
         """Stop serving. Runs in the thread of Lifetime, and starts none if it can be helped."""
@@ -206,7 +198,7 @@ class Plugin:
 
     def _drain(self, end: float) -> None:
         """Wait for the handlers that run, where the plugin's code has not put another kind of pool there."""
-        pool = self.server_arguments["thread_pool"]
+        pool = self.server_arguments[self._pool]
         if isinstance(pool, Workers):
             pool.drain(end - time.monotonic())
 
@@ -228,7 +220,7 @@ class Plugin:
         if log.main_failed or outputs.exit_text:
             return
         missing = "plugin.wait(), so the plugin ends at once" if self._server else "plugin.listen(server)"
-        message = f"main() ended without {missing}: call it as the last step"
+        message = f"main() ended without {self._await}{missing}: call it as the last step"
         _log.error("%s", message)
         outputs.tell_host(message)
         os._exit(1)
@@ -261,6 +253,43 @@ class Plugin:
         }
         name = after[0] if after else os.path.splitext(os.path.basename(sys.argv[0]))[0]
         return json.dumps({name: config}, separators=(",", ":"))
+
+
+class Plugin(PluginBase):
+    """Everything that go-plugin gives a Go plugin, for your grpc.server. A process has one, made in its main thread.
+
+    version: the app protocol version that host and plugin have in common.
+    broker: further connections to and from the host.
+    server_arguments: what grpc.server() needs: its thread pool, options and interceptors.
+    """
+
+    broker: Broker
+
+    def listen(self, server: Any) -> str:
+        """Add the services that go-plugin adds in Go, start the server, and return the handshake line to print.
+
+        Print it by print(), sys.stdout.write() or sys.stdout.buffer.write(): then this line, and nothing else, reaches
+        the stdout that the host reads. Whatever is written to file descriptor 1 in another way goes to the host's log.
+
+        Started by hand with --debug, the line is what a host needs to attach: as JSON, in the form that Terraform
+        reads from TF_REATTACH_PROVIDERS. The name in it is what follows --debug, else the script's.
+
+        TypeError if it is given something else than a grpc.server. Exits with code 1 if it cannot listen.
+        """
+        address = self._before_start(server)
+        try:
+            server.start()
+        except ValueError as error:
+            raise RuntimeError("call plugin.listen(server) instead of server.start(), which it does itself") from error
+        return self._after_start(server, address)
+
+    def wait(self) -> None:
+        """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
+
+        Calls in flight have 1.5 s to finish. The rest of main() has 0.3 s after that.
+        """
+        self._before_wait()
+        self._lifetime.wait()
 
 
 def _started_by_host(config: HandshakeConfig, usage: str | None) -> bool:

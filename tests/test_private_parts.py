@@ -27,17 +27,6 @@ def check(host: Host) -> None:
     assert host.ask("kill")["seconds"] < 1.9
 
 
-def test_without_the_list_of_handlers_reflection_lists_only_itself(world: World) -> None:
-    host = start(world, "goplugin.services.reflection._handlers_of = lambda server: server.no_such_thing")
-    host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
-    host.ask("send", stream=1, message=b"\x3a\x00")
-    services = host.ask("recv", stream=1)["message"]
-    assert b"ServerReflection" in services
-    assert b"probe.Probe" not in services
-    assert host.logged("reflection lists no services", **{"@level": "debug"})
-    check(host)
-
-
 def test_without_pools_of_methods_calls_share_the_threads(world: World) -> None:
     """grpc's experimental_thread_pool: Shutdown then waits behind handlers that are stuck, once all threads are."""
     host = start(world, "grpc._server._select_thread_pool_for_behavior = lambda behavior, default: default")

@@ -274,7 +274,7 @@ class AcceptedBase:
             _log.warning("the plugin serves id %d, and the host called nothing within %g s", self.service_id, TIMEOUT)
 
     def stop(self) -> Any:
-        """Stop serving, and cancel calls in flight. Returns what stop() of the server returned."""
+        """Stop serving, and cancel calls in flight. Return what the server has returned for that."""
         self._broker.forget(self)
         server, self._server = self._server, None
         address, self._address = self._address, None

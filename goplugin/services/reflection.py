@@ -1,8 +1,10 @@
 """gRPC reflection, as go-plugin's grpc_server.go registers it: a tool such as grpcurl lists and calls the services.
 
-It is imported on first use, so it costs nothing at start-up.
+What it needs is imported on first use, so it costs nothing at start-up.
 """
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -12,42 +14,39 @@ from goplugin import log
 _log = log.get_logger("goplugin.reflection")
 
 _V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same, before and after it was declared stable
+_SERVICES = {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
 
 
-class Reflection(grpc.GenericRpcHandler):
-    """Answers for all services of the server, also for those added later."""
-
-    def __init__(self, server: grpc.Server) -> None:
-        self._server = server
-
-    def service(self, handler_call_details: Any) -> Any:
-        """Return the handler of a reflection call, and None for other calls. The first one imports what is needed."""
-        _, service, _ = handler_call_details.method.split("/")
-        if service not in (f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"):
-            return None
-        try:
-            from grpc_reflection.v1alpha import reflection, reflection_pb2
-        except ImportError as error:
-            _log.debug("no reflection: pip install grpcio-reflection (%s)", error)
-            return None
-        _describe_v1(reflection_pb2.DESCRIPTOR)
-
-        try:
-            handlers = _handlers_of(self._server)
-        except AttributeError:
-            _log.debug("reflection lists no services: this grpc does not tell which were added")
-            handlers = []
-        names = {handler.service_name() for handler in handlers if isinstance(handler, grpc.ServiceRpcHandler)}
-        names |= {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
-        return grpc.stream_stream_rpc_method_handler(
-            reflection.ReflectionServicer(names).ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
+def is_reflection(method: str) -> bool:
+    """Whether it is a method of the reflection service, such as "/grpc.reflection.v1.ServerReflection/..."."""
+    return method.split("/")[1] in _SERVICES
 
 
-def _handlers_of(server: Any) -> Any:
-    return server._state.generic_handlers  # private: grpc.Server has no public list of what was added to it
+def described() -> Iterator[tuple[str, list[str]]]:
+    """Return each service that an imported module describes, with its methods, as handler_call_details name them.
+
+    grpc has no public list of a server's services. But it tells for each method whether the server has it.
+    """
+    for module in list(sys.modules.values()):
+        descriptor: Any = getattr(module, "__dict__", {}).get("DESCRIPTOR")
+        for name, service in getattr(descriptor, "services_by_name", {}).items():
+            full_name = f"{descriptor.package}.{name}" if descriptor.package else name
+            yield full_name, [f"/{full_name}/{method}" for method in service.methods_by_name]
+
+
+def handler(services: set[str]) -> Any:
+    """Return what answers the reflection service's method; None if grpcio-reflection is not installed."""
+    try:
+        from grpc_reflection.v1alpha import reflection, reflection_pb2
+    except ImportError as error:
+        _log.debug("no reflection: pip install grpcio-reflection (%s)", error)
+        return None
+    _describe_v1(reflection_pb2.DESCRIPTOR)
+    return grpc.stream_stream_rpc_method_handler(
+        reflection.ReflectionServicer(services | _SERVICES).ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
 
 
 def _describe_v1(v1alpha: Any) -> None:
