@@ -93,7 +93,7 @@ class Calls(grpc.ServerInterceptor):
     def _answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
         """End the call where grpc would not end it, or would log an error that is none."""
         if os.getpid() != self._pid:
-            os._exit(_exit_code(error))
+            os._exit(exit_code(error))
         code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints
         if isinstance(error, NotImplementedError) and code() is grpc.StatusCode.UNIMPLEMENTED:
             # As generated code does. Hosts try optional methods all the time.
@@ -124,6 +124,7 @@ def same_call(handler_call_details: Any, method: str) -> Any:
     return type(handler_call_details)(method, handler_call_details.invocation_metadata)
 
 
-def _exit_code(error: BaseException) -> int:
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a child that ends by this exception."""
     code = error.code if isinstance(error, SystemExit) else 1
     return code if isinstance(code, int) else int(code is not None)

@@ -42,7 +42,9 @@ class Lifetime:
         self._read, self._write = os.pipe()
         if hasattr(select, "poll"):
             os.set_blocking(self._write, False)
-            signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            others = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            if others >= 0:  # an event loop's, which wakes up by it and then runs our handlers too
+                signal.set_wakeup_fd(others)
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays

@@ -59,7 +59,7 @@ def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> 
             assert host.call("/grpc.health.v1.Health/Check", b"\x0a\x06plugin", seconds=10) == b"\x08\x01"
         host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", seconds=10)
         host.ask("send", stream=1, message=b"\x3a\x00")
-        assert b"probe.Probe" in host.ask("recv", stream=1)["message"]
+        assert b"plugin.GRPCStdio" in host.ask("recv", stream=1)["message"]
         assert host.ask("kill")["seconds"] < 4
         with pytest.raises(CallError):
             stuck.result()

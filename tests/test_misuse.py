@@ -37,12 +37,12 @@ ENDS = {
     "grpc.aio": (
         "server = grpc.server(**plugin.server_arguments)",
         "import asyncio; asyncio.set_event_loop(asyncio.new_event_loop()); server = grpc.aio.server()",
-        "plugin.listen() was given a grpc.aio.server: it needs a grpc.server(...)",
+        "plugin.listen() needs what grpc.server(...) returned, and was given a grpc.aio.server",
     ),
     "not a server": (
         "plugin.listen(server)",
         "plugin.listen(plugin)",
-        "plugin.listen() needs what grpc.server(...) returned, not a Plugin",
+        "plugin.listen() needs what grpc.server(...) returned, and was given a Plugin",
     ),
     "a second Plugin": ("plugin.wait()", "goplugin.Plugin(HANDSHAKE)", "there is a goplugin.Plugin already"),
     "in a thread": (

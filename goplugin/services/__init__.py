@@ -19,7 +19,8 @@ def add_to_server(
 ) -> None:
     """Add them.
 
-    calls: the interceptor that the server should have. threads: for the calls that must be heard however many calls of the plugin's own services there are.
+    calls: the interceptor that the server should have.
+    threads: for the calls that must be heard however many calls of the plugin's own services there are.
     """
     for method in (Controller.Shutdown, Stdio.StreamStdio, BrokerBase.StartStream):
         # Without this attribute of grpcio's they would wait behind those calls.

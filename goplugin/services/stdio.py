@@ -16,6 +16,7 @@ from goplugin import log, outputs
 from goplugin.services import host_pb2, host_pb2_grpc
 
 LIMIT = 1 << 20  # bytes that are kept if the plugin prints faster than the host reads
+LOOP_LIMIT = 64 << 20  # the same for an event loop, which must not wait: it is what sends the bytes to the host
 PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; then the output is dropped
 
 _MESSAGE = 64 * 1024  # bytes in one message at most
@@ -41,18 +42,28 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         self._dropping = False
         self._dropped = dict.fromkeys(_CHANNELS.values(), 0)  # bytes since the last report
         self._closed = False
+        self._loop_thread = 0
+
+    def never_wait_in(self, thread: int) -> None:
+        """Have `write` not wait in the thread of this ident: it runs the event loop."""
+        self._loop_thread = thread
 
     def write(self, fd: int, data: bytes) -> None:
         """Keep bytes for the host. Wait while LIMIT is reached; drop them if the host has stopped reading."""
         channel = _CHANNELS[fd]
-        with self._writing[channel]:
+        writing, may_wait = self._writing[channel], threading.get_ident() != self._loop_thread
+        alone = writing.acquire(blocking=may_wait)
+        try:
             for start in range(0, len(data), _MESSAGE):
-                self._write_chunk(channel, data[start : start + _MESSAGE])
+                self._write_chunk(channel, data[start : start + _MESSAGE], may_wait)
+        finally:
+            if alone:
+                writing.release()
 
-    def _write_chunk(self, channel: Channel, data: bytes) -> None:
+    def _write_chunk(self, channel: Channel, data: bytes, may_wait: bool) -> None:
         with self._changed:
             was_dropping = self._dropping
-            if not self._has_room():
+            if not self._has_room(may_wait):
                 self._dropped[channel] += len(data)
             elif self._chunks and self._chunks[-1][0] == channel and len(self._chunks[-1][1]) + len(data) <= _MESSAGE:
                 self._chunks[-1][1].extend(data)
@@ -65,8 +76,11 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         if starts_dropping:  # logged without the lock: a handler of logging may print, and would wait for the lock
             _log.warning("the host does not read what this plugin prints: dropped from now on")
 
-    def _has_room(self) -> bool:
+    def _has_room(self, may_wait: bool) -> bool:
         """Wait for room for a chunk as long as the host reads; whether there is room. Call it with the lock held."""
+        if not may_wait:
+            self._dropping = self._dropping or self._size >= LOOP_LIMIT
+            return not (self._dropping or self._closed)
         progress, deadline = self._read, time.monotonic() + PATIENCE
         while self._size >= LIMIT and not (self._dropping or self._closed):
             in_time = self._changed.wait(deadline - time.monotonic())

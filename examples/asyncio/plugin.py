@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""A go-plugin plugin in Python with asyncio: the key-value store of plugin.py, its handlers `async def`.
+
+A Go host runs it; with go-plugin's own KV example as the host:
+
+    export KV_PROTO=grpc KV_PLUGIN="python plugin.py"
+    go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0 put hello world
+"""
+
+import goplugin.aio  # first: from here on only the handshake line reaches the stdout that the host reads
+
+import asyncio
+import os
+import re
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+import kv_pb2
+import kv_pb2_grpc
+
+# Your host's source or documentation has these.
+HANDSHAKE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")
+
+
+class KVServicer(kv_pb2_grpc.KVServicer):
+    """Keeps each value in the file kv_<key> of the working directory, as go-plugin's own KV plugins do.
+
+    While a handler awaits, others run. What blocks goes to a thread, as files do here. A handler may also be `def`:
+    then all of it runs in a thread.
+    """
+
+    async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> kv_pb2.GetResponse:
+        """Return the key's value; NOT_FOUND if it has none."""
+        path = await file_of(request.key, context)
+        try:
+            return kv_pb2.GetResponse(value=await asyncio.to_thread(path.read_bytes))
+        except FileNotFoundError:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
+
+    async def Put(self, request: kv_pb2.PutRequest, context: grpc.aio.ServicerContext) -> kv_pb2.Empty:
+        """Set the key's value."""
+        path = await file_of(request.key, context)
+        await asyncio.to_thread(write, path, request.value + b"\n\nWritten from plugin-python")
+        return kv_pb2.Empty()
+
+
+async def file_of(key: str, context: grpc.aio.ServicerContext) -> Path:
+    """Return the key's file: kv_<key>, with all but letters, digits, "_" and "-" as %XX; so it stays in the folder."""
+    name = "kv_" + re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), key)
+    if not key or len(name.encode()) > 255:  # what a file name can have
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the key is too long" if key else "the key is empty")
+    return Path(name)
+
+
+def write(path: Path, value: bytes) -> None:
+    """Write the file at once: if we are killed midway, the old value is still there."""
+    beside = Path(f".kv_{os.urandom(8).hex()}")
+    try:
+        beside.write_bytes(value)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+async def main() -> None:
+    """The four steps of the guide."""
+    plugin = goplugin.aio.Plugin(HANDSHAKE, usage=__doc__)
+
+    # 1. Implement the service: KVServicer above. 2. Serve it.
+    server = grpc.aio.server(**plugin.server_arguments)
+    kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)
+
+    # 3. Add the gRPC health checking service. "plugin" is the name that go-plugin asks for.
+    health_servicer = health.aio.HealthServicer()
+    await health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+
+    # 4. Listen, and print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
+    #    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL
+    print(await plugin.listen(server), flush=True)
+    await plugin.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,74 @@
+"""The same for grpc.aio: handlers may be `async def`, and Plugin takes a grpc.aio.server.
+
+Write `import goplugin.aio` before all other imports.
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from typing import Any
+
+from goplugin import log
+from goplugin.aio.broker import Accepted, Broker, Stoppable
+from goplugin.aio.calls import Calls, stack_of
+from goplugin.lifetime import GRACE
+from goplugin.plugin import PluginBase
+
+__all__ = ["Accepted", "Broker", "Plugin"]
+
+_log = log.get_logger("goplugin")
+
+
+class Plugin(PluginBase):
+    """Everything that go-plugin gives a Go plugin, for your grpc.aio.server.
+
+    A process has one, made in its main thread, before or after its event loop starts.
+
+    version: the app protocol version that host and plugin have in common.
+    broker: further connections to and from the host.
+    server_arguments: what grpc.aio.server() needs: a thread pool for handlers that are `def`, options, interceptors.
+    """
+
+    _grpc, _pool, _await = "grpc.aio", "migration_thread_pool", "await "
+    _make_calls, _make_broker = Calls, Broker
+
+    broker: Broker
+    _loop: asyncio.AbstractEventLoop | None = None
+    _thread = 0  # of the loop
+
+    async def listen(self, server: Any) -> str:
+        """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
+        for name in ("asyncio", "grpc"):  # they log each loop and each call at debug
+            logger = logging.getLogger(name)
+            logger.setLevel(logger.level or logging.INFO)
+        address = self._before_start(server)
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._calls.workers = self.server_arguments[self._pool]
+        self._stdio.never_wait_in(self._thread)
+        await server.start()
+        return self._after_start(Stoppable(server), address)
+
+    async def wait(self) -> None:
+        """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
+
+        Calls in flight have 1.5 s to finish. The rest of main() has 0.3 s after that.
+        """
+        self._before_wait()
+        await asyncio.shield(asyncio.wrap_future(self._left))
+
+    def _leave(self, reason: str) -> None:
+        super()._leave(reason)
+        if self._server:
+            self._left.set_result(None)
+
+    def _drain(self, end: float) -> None:
+        super()._drain(end)
+        if self._loop and not self._calls.drain(self._loop, max(0.0, end - time.monotonic())):
+            _log.error(
+                "the event loop did not run for the last %g s: a handler blocks it; see the stack",
+                GRACE,
+                extra={"stacktrace": stack_of(self._thread)},
+            )

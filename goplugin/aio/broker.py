@@ -1,0 +1,110 @@
+"""The broker of a plugin on grpc.aio; see goplugin/services/broker.py."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import grpc
+
+from goplugin.aio.calls import submit
+from goplugin.services.broker import TIMEOUT, AcceptedBase, BrokerBase, no_host, no_info
+
+_Result = TypeVar("_Result")
+
+
+class Broker(BrokerBase):
+    """Serves the host under an id (accept), and reaches what the host serves under an id (dial)."""
+
+    _loop: asyncio.AbstractEventLoop
+
+    async def dial(self, service_id: int) -> grpc.aio.Channel:
+        """Return a channel to what the host serves under the id. Close it, or use it in an `async with`.
+
+        Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
+        ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
+        """
+        self._loop = asyncio.get_running_loop()
+        address = await _result(self._address_of(service_id), no_info(service_id))
+        channel: grpc.aio.Channel = self._connect(service_id, address, grpc.aio.insecure_channel)
+        return channel
+
+    async def accept(self, service_id: int, add_to_server: Callable[[grpc.aio.Server], None]) -> "Accepted":
+        """Serve the host under the id, until the result is closed or the plugin leaves.
+
+        add_to_server: adds the services to the grpc.aio.Server that it is given.
+        ValueError if the id is not a uint32 or is accepted already, TimeoutError if no host opens the broker's stream
+        within 5 s, OSError if the plugin cannot listen; RuntimeError when it is leaving.
+        """
+        accepted = Accepted(self, self._transport, service_id)
+        connected = self._reserve(accepted)
+        try:
+            await _result(connected, no_host(service_id))
+            interceptors = (_FirstCall(accepted.note_call), *self._server_arguments["interceptors"])
+            server = grpc.aio.server(**{**self._server_arguments, "interceptors": interceptors})
+            add_to_server(server)
+            address = accepted.listen(server, Stoppable(server))
+            await server.start()
+        except BaseException:
+            await accepted.close()
+            raise
+        self.announce(service_id, address)
+        return accepted
+
+    def _close_channel(self, channel: Any) -> None:
+        submit(channel.close(), self._loop)
+
+
+class Accepted(AcceptedBase, contextlib.AbstractAsyncContextManager["Accepted"]):
+    """A server under an id. Close it when the host does not need it any more, or use it in an `async with`."""
+
+    async def close(self) -> None:
+        """Stop serving, and cancel calls in flight. A second call does nothing."""
+        stopped = self.stop()
+        if stopped:
+            await asyncio.wrap_future(stopped.future)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close it."""
+        await self.close()
+
+
+class Stoppable:
+    """A grpc.aio.Server that any thread can stop, as a grpc.Server."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server, self._loop = server, asyncio.get_running_loop()
+
+    def stop(self, grace: float | None) -> "Stopped":
+        """Begin to stop it."""
+        return Stopped(submit(self._server.stop(grace), self._loop))
+
+
+class Stopped:
+    """Set once the server has stopped."""
+
+    def __init__(self, future: Future[None]) -> None:
+        self.future = future
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for that; whether it was so in time."""
+        return bool(concurrent.futures.wait([self.future], timeout).done)
+
+
+class _FirstCall(grpc.aio.ServerInterceptor):
+    def __init__(self, called: Callable[[], None]) -> None:
+        self._called = called
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        self._called()
+        return await continuation(handler_call_details)
+
+
+async def _result(future: Future[_Result], too_late: str) -> _Result:
+    waiting = asyncio.wrap_future(future)
+    done, _ = await asyncio.wait([waiting], timeout=TIMEOUT)
+    if not done and waiting.cancel():
+        raise TimeoutError(too_late)
+    return await waiting

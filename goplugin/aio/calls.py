@@ -1,0 +1,252 @@
+"""The interceptor for a grpc.aio.Server: what Calls does for threads, and threads for the handlers that are `def`.
+
+grpc.aio can run `def` handlers in a pool by itself. But the context that it gives them lacks is_active() and calls
+no callback, a stream's thread stays behind when the caller leaves, and there is one pool for all. The services of
+goplugin need the first, and must not share a pool with the plugin's own handlers.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import inspect
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+
+from goplugin import calls, log
+from goplugin.services import reflection
+
+_log = log.get_logger("goplugin")
+
+
+class Calls(grpc.aio.ServerInterceptor):
+    """Sees each call of the plugin's services."""
+
+    def __init__(self, threads: Executor) -> None:
+        """threads: for what must be heard whatever the plugin's own handlers do."""
+        self.consulted = False  # by the server, which was made with this interceptor then
+        self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
+        self._threads = threads
+        self._of_threads = calls.Calls(threads)
+        self._pid = os.getpid()
+        self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
+        self._running: set[asyncio.Task[Any]] = set()  # calls of the plugin's own `async def` handlers
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
+        self.consulted = True
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if handler is None and reflection.is_reflection(method):
+            found = set()
+            for service, methods in reflection.described():
+                for other in methods:
+                    if await continuation(calls.same_call(handler_call_details, other)):
+                        found.add(service)
+                        break
+            handler = reflection.handler(found)
+        if handler is None:
+            _log.debug("%s is not implemented", method)
+            return None
+        seen, guarded = self._guarded.get(method, (None, None))
+        if seen is not handler:
+            guarded = self._guard(handler, method)
+            self._guarded[method] = handler, guarded
+        return guarded
+
+    def drain(self, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
+        """Wait in another thread until no `async def` handler runs. False if the loop did not even look."""
+        looked = threading.Event()
+
+        async def drained() -> None:
+            looked.set()
+            while self._running:
+                await asyncio.wait(self._running.copy())
+
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            submit(drained(), loop).result(timeout)
+            return True
+        return looked.is_set()
+
+    def _guard(self, handler: Any, method: str) -> Any:
+        name, behavior = calls.behavior_of(handler)
+        if inspect.isasyncgenfunction(behavior):
+            guarded = self._guard_async(_writes_all(behavior), method)
+        elif inspect.iscoroutinefunction(behavior):
+            guarded = self._guard_async(behavior, method)
+        else:
+            guarded = self._guard_threaded(behavior, method, handler.request_streaming, handler.response_streaming)
+        return handler._replace(**{name: guarded})
+
+    def _guard_async(self, behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+        ours = method.startswith(calls.ALWAYS)
+
+        async def guarded(request: Any, context: Any) -> Any:
+            task = asyncio.current_task()
+            if task and not ours:
+                self._running.add(task)
+            try:
+                return await behavior(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except BaseException as error:
+                await self._answer(error, context, method)
+                raise
+            finally:
+                self._running.discard(task)
+                if os.getpid() != self._pid:
+                    os._exit(0)  # a child that the handler made by os.fork()
+
+        return guarded
+
+    async def _answer(self, error: BaseException, context: Any, method: str) -> None:
+        """End the call where grpc would not end it, or would log nothing."""
+        if os.getpid() != self._pid:
+            os._exit(calls.exit_code(error))
+        task: Any = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or task.cancelling()):
+            return  # the caller has left, or its deadline is over
+        if not isinstance(error, Exception):
+            _log.error("%s: %s in the handler", method, type(error).__name__, exc_info=error)
+            await context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
+        if logging.getLogger("grpc._cython.cygrpc").disabled:
+            # By logging.config, as it does by default: grpc's own record of this exception would be lost.
+            _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
+
+    def _guard_threaded(
+        self, behavior: Any, method: str, request_streaming: bool, response_streaming: bool
+    ) -> Callable[..., Any]:
+        always = method.startswith(calls.ALWAYS) or getattr(behavior, "experimental_thread_pool", None)
+        behavior = self._of_threads.guard(behavior, method, response_streaming)
+
+        def run(request: Any, context: ThreadContext) -> Any:
+            try:
+                if not response_streaming:
+                    return behavior(request, context)
+                for response in behavior(request, context):
+                    context.write(response)
+            except (grpc.RpcError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                if not context.is_active():  # nobody else will hear of it
+                    _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
+                raise
+
+        async def threaded(request: Any, context: Any) -> Any:
+            loop = asyncio.get_running_loop()
+            of_thread = ThreadContext(context, loop)
+            if request_streaming:
+                request = of_thread.requests()
+            return await loop.run_in_executor(self._threads if always else self.workers, run, request, of_thread)
+
+        return threaded
+
+
+def _writes_all(behavior: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    """Return a coroutine function that sends what the asynchronous generator yields, and closes it in any case."""
+
+    async def writes_all(request: Any, context: Any) -> None:
+        async with contextlib.aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return writes_all
+
+
+class ThreadContext:
+    """A grpc.ServicerContext for a handler in a thread, of a call that a loop serves."""
+
+    def __init__(self, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """context: the call's grpc.aio.ServicerContext."""
+        self._context, self._loop = context, loop
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] | None = []  # None: the call has ended
+        context.add_done_callback(self._end)
+
+    def __getattr__(self, name: str) -> Any:
+        """Take all that does not wait from the loop's context, as grpc does."""
+        return getattr(self._context, name)
+
+    def is_active(self) -> bool:
+        """Whether the call is in progress."""
+        return self._callbacks is not None
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Have it called when the call ends; False if it has ended."""
+        with self._lock:
+            if self._callbacks is None:
+                return False
+            self._callbacks.append(callback)
+            return True
+
+    def _end(self, _: Any) -> None:
+        with self._lock:
+            callbacks, self._callbacks = self._callbacks or [], None
+        for callback in callbacks:
+            callback()
+
+    def cancel(self) -> None:
+        """End the call, for its caller with CANCELLED."""
+        with contextlib.suppress(grpc.RpcError, grpc.aio.AbortError):
+            self.abort(grpc.StatusCode.CANCELLED, "")
+
+    def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any = ()) -> None:
+        """End the call, and raise."""
+        self._wait(self._context.abort, code, details, trailing_metadata)
+
+    def abort_with_status(self, status: Any) -> None:
+        """End the call, and raise."""
+        self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Send it now."""
+        self._wait(self._context.send_initial_metadata, initial_metadata)
+
+    def write(self, response: Any) -> None:
+        """Send a message of a stream, and return once it is sent."""
+        self._wait(self._context.write, response)
+
+    def requests(self) -> Iterator[Any]:
+        """Return the messages that come in. RpcError if the caller leaves."""
+        while (message := self._wait(self._context.read)) is not grpc.aio.EOF:
+            yield message
+        if not self.is_active():
+            raise grpc.RpcError("the caller has left")
+
+    def _wait(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """Run it on the loop, if the call is still there: grpc does not check that."""
+
+        async def run() -> Any:
+            if not self.is_active():
+                raise grpc.RpcError("the call has ended")
+            return await function(*arguments)
+
+        return submit(run(), self._loop).result()
+
+
+grpc.ServicerContext.register(ThreadContext)
+
+
+def submit(coroutine: Any, loop: asyncio.AbstractEventLoop) -> "concurrent.futures.Future[Any]":
+    """Run it on the loop, for another thread; cancelled at once if the loop has ended."""
+    try:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:
+        coroutine.close()
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.cancel()
+        return future
+
+
+def stack_of(thread: int) -> str:
+    """Return what the thread is doing, as a traceback shows it."""
+    frame = sys._current_frames().get(thread)
+    lines: Iterable[str] = traceback.format_stack(frame) if frame else []
+    return "".join(lines)
