@@ -41,19 +41,22 @@ def example(programs: Path) -> Callable[[str], Path]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests.
 
-    The second time is for `make test-all`; test_automtls.py has what only AutoMTLS can break.
+    What it says ALSO_ON_ASYNCIO of runs once more with plugins on grpc.aio, but for threads_only tests. These runs are
+    for `make test-all`; test_automtls.py has what only AutoMTLS can break, and test_aio.py what only asyncio can.
     """
     if "world" in metafunc.fixturenames:
-        both = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False)
-        plain_only = metafunc.definition.get_closest_marker("plain_only")
-        again = [pytest.param("AutoMTLS", marks=pytest.mark.slow)] if both and not plain_only else []
-        metafunc.parametrize("world", ["plain", *again], indirect=True)
+        marker = metafunc.definition.get_closest_marker
+        mtls = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False) and not marker("plain_only")
+        aio = getattr(metafunc.module, "ALSO_ON_ASYNCIO", False) and not marker("threads_only")
+        again = ["AutoMTLS"] * mtls + ["asyncio"] * aio + ["asyncio, AutoMTLS"] * (mtls and aio)
+        slow = [pytest.param(name, marks=pytest.mark.slow) for name in again]
+        metafunc.parametrize("world", ["plain", *slow], indirect=True)
 
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, host_binary: Path) -> Iterator[World]:
     # Not pytest's tmp_path: the name of a socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="plugin") as folder:
-        world = World(Path(folder), host_binary, request.param == "AutoMTLS")
+        world = World(Path(folder), host_binary, "AutoMTLS" in request.param, "asyncio" in request.param)
         yield world
         world.close()

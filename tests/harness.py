@@ -150,8 +150,9 @@ class Host:
 class World:
     """A folder, an environment, and whatever runs in it, of one test."""
 
-    def __init__(self, folder: Path, host_binary: Path, auto_mtls: bool) -> None:
+    def __init__(self, folder: Path, host_binary: Path, auto_mtls: bool, on_asyncio: bool) -> None:
         self.auto_mtls = auto_mtls
+        self.kv_plugin = ROOT / ("examples/asyncio/plugin.py" if on_asyncio else "plugin.py")
         self.folder = folder / "work"
         self.temporary = folder / "tmp"
         self.folder.mkdir()
@@ -164,20 +165,22 @@ class World:
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        if on_asyncio:
+            self.env["PROBE_ON_ASYNCIO"] = "yes"
         self._binary = host_binary
         self._hosts: list[Host] = []
         self._started: list[subprocess.Popen[bytes]] = []
 
     def host(
         self,
-        script: Path | str = ROOT / "plugin.py",
+        script: Path | str | None = None,
         *,
         python: Path | str = sys.executable,
         shell: bool = False,
         **config: Any,
     ) -> Host:
-        """A Go host for the plugin script. config: see tests/host/main.go."""
-        command = [str(python), str(script)]
+        """A Go host for the plugin script, by default that of the KV plugin. config: see tests/host/main.go."""
+        command = [str(python), str(script or self.kv_plugin)]
         if shell:  # as go-plugin's KV example does; a list of two commands, so that the shell stays our parent
             command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
         defaults: dict[str, Any] = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}
@@ -186,7 +189,7 @@ class World:
         self._hosts.append(host)
         return host
 
-    def started(self, script: Path | str = ROOT / "plugin.py", **config: Any) -> Host:
+    def started(self, script: Path | str | None = None, **config: Any) -> Host:
         """A Go host that has started its plugin."""
         host = self.host(script, **config)
         host.ask("start")

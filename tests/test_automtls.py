@@ -22,10 +22,12 @@ from by_hand import HOSTS_VARIABLES, end, line
 from certificates import HTTP2, certificate_in, client_context, make_certificate, served
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from harness import PLUGINS, ROOT, CallError, Host, World, eventually
+from harness import PLUGINS, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
 
 from goplugin.companion import tls
+
+ALSO_ON_ASYNCIO = True
 
 MTLS: dict[str, Any] = {"auto_mtls": True}
 
@@ -101,7 +103,7 @@ def test_what_is_not_tls(world: World, data: bytes, reason: str) -> None:
 def hand_started(world: World, client_cert: str, **variables: str) -> Any:
     """plugin.py with a host's variables, the test at the other end of its pipes."""
     env = {**world.env, **HOSTS_VARIABLES, "PLUGIN_CLIENT_CERT": client_cert, **variables}
-    return world.run(sys.executable, ROOT / "plugin.py", env=env)
+    return world.run(sys.executable, world.kv_plugin, env=env)
 
 
 def test_the_hosts_key_is_let_in_and_an_expired_one_not(world: World) -> None:

@@ -17,7 +17,7 @@ from harness import PLUGINS, CallError, Host, World, eventually
 
 from goplugin.services import host_pb2
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 STREAM = "/plugin.GRPCBroker/StartStream"
 

@@ -6,7 +6,7 @@ import pytest
 from harness import PLUGINS, World, eventually
 from kv import get, put
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 WAYS = ["fork", "spawn", "forkserver"]
 

@@ -18,7 +18,7 @@ from kv import SUFFIX, get, put
 
 from goplugin.frames import MARK
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
 def test_the_plugin_has_no_child(world: World) -> None:

@@ -16,10 +16,12 @@ from kv import SUFFIX, get, put
 import goplugin
 from docs import console_block
 
+ALSO_ON_ASYNCIO = True
+
 
 def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dict[str, Any]]:
     """The plugin, as a developer starts it, and what it prints for the host."""
-    process = world.run(sys.executable, ROOT / "plugin.py", "--debug", *arguments)
+    process = world.run(sys.executable, world.kv_plugin, "--debug", *arguments)
     assert process.stdout
     return process, json.loads(process.stdout.readline())
 
@@ -87,7 +89,7 @@ def test_a_host_that_is_not_testing_may_end_it(world: World) -> None:
 def test_under_a_debugger(world: World) -> None:
     """pdb has the terminal: stdin, stdout and Ctrl-C are the developer's."""
     process = world.run(
-        sys.executable, "-m", "pdb", "-c", "continue", "--", ROOT / "plugin.py", "--debug", stdin=subprocess.PIPE
+        sys.executable, "-m", "pdb", "-c", "continue", "--", world.kv_plugin, "--debug", stdin=subprocess.PIPE
     )
     assert process.stdout
     printed = json.loads(process.stdout.readline())

@@ -13,11 +13,13 @@ from typing import Any
 import probe
 import pytest
 from by_hand import HOSTS_VARIABLES, end, line, run
-from harness import PLUGINS, ROOT, CallError, World
+from harness import PLUGINS, CallError, World
 from kv import put
 
 from goplugin import HandshakeConfig, environment
 from goplugin.handshake import handshake_line
+
+ALSO_ON_ASYNCIO = True
 
 
 def test_the_line_is_exact_and_all_there_is(world: World) -> None:
@@ -94,7 +96,7 @@ def test_an_invalid_range_is_a_clear_error(world: World) -> None:
 @pytest.mark.parametrize("value", [None, "", "goodbye"])
 def test_started_by_a_person(world: World, value: str | None) -> None:
     env = {**world.env, **({} if value is None else {"BASIC_PLUGIN": value})}
-    process = world.run(sys.executable, ROOT / "plugin.py", env=env)
+    process = world.run(sys.executable, world.kv_plugin, env=env)
     out, err = process.communicate(timeout=10)
     text = err.decode()
     assert (process.returncode, out) == (1, b"")
@@ -201,7 +203,7 @@ def test_a_line_that_would_end_the_host(world: World) -> None:
 
 
 def test_arguments_of_the_host_are_left_alone(world: World) -> None:
-    host = world.started(cmd=[sys.executable, str(ROOT / "plugin.py"), "--config", "file", "--log-level=debug", "x"])
+    host = world.started(cmd=[sys.executable, str(world.kv_plugin), "--config", "file", "--log-level=debug", "x"])
     put(host, "k", b"v")
 
 
@@ -209,7 +211,7 @@ def test_stdin_is_left_alone(world: World) -> None:
     """The host passes its own stdin on; what stands in it is for others."""
     read, write = os.pipe()
     os.write(write, b"for the plugin's own code\n")
-    process = world.run(sys.executable, ROOT / "plugin.py", stdin=read, env={**world.env, **HOSTS_VARIABLES})
+    process = world.run(sys.executable, world.kv_plugin, stdin=read, env={**world.env, **HOSTS_VARIABLES})
     line(process)
     assert end(process)[0] == 0
     assert os.read(read, 100) == b"for the plugin's own code\n"

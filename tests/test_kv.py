@@ -19,7 +19,7 @@ from kv import SUFFIX, get, put
 import kv_pb2
 import plugin
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
 @pytest.mark.parametrize("value", [b"", b"world", b"\xff\xfe\x00\n|", os.urandom(64 << 20)], ids=len)
@@ -33,7 +33,7 @@ def test_values_are_bytes(world: World, value: bytes) -> None:
 @pytest.mark.plain_only("a host of its own")
 def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
     """The README's command, and files interchangeable with the Go plugin's, both ways."""
-    python, go = shlex.join([sys.executable, str(ROOT / "plugin.py")]), str(example("grpc/plugin-go-grpc"))
+    python, go = shlex.join([sys.executable, str(world.kv_plugin)]), str(example("grpc/plugin-go-grpc"))
 
     def kv(plugin: str, *arguments: str) -> str:
         env = {**world.env, "KV_PROTO": "grpc", "KV_PLUGIN": plugin}
@@ -167,7 +167,7 @@ def test_errors_say_what_is_wrong(world: World) -> None:
 
 def test_full_disk(world: World) -> None:
     """A real one, of 64 KiB, in a mount namespace of the plugin's own."""
-    command = shlex.join([sys.executable, str(ROOT / "plugin.py")])
+    command = shlex.join([sys.executable, str(world.kv_plugin)])
     mount = f"mount -t tmpfs -o size=64k none {shlex.quote(str(world.folder))} && cd . && cd $PWD && exec {command}"
     host = world.started(cmd=["unshare", "--map-root-user", "--mount", "sh", "-c", mount])
     put(host, "k", b"old")

@@ -12,7 +12,7 @@ import pytest
 from harness import PLUGINS, CallError, World, eventually
 from kv import get, put
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
 def gone_within(world: World, seconds: float) -> bool:

@@ -16,6 +16,8 @@ def test_no_threads_left(world: World) -> None:
     host = probe.start(world)
     code = """
 import os, resource, threading
+
+ALSO_ON_ASYNCIO = True
 os.setuid(65534)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 try: threading.Thread(target=print).start()

@@ -16,6 +16,8 @@ from harness import PLUGINS, CallError, Host, World, eventually
 import goplugin
 from goplugin.log import hclog_line
 
+ALSO_ON_ASYNCIO = True
+
 
 def odd(world: World, case: str) -> dict[str, Any]:
     """The one record that the host logged of the probe's odd case, with the plugin's @module."""

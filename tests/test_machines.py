@@ -10,7 +10,7 @@ from by_hand import HOSTS_VARIABLES, line
 from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 PLUGIN = str(ROOT / "plugin.py")
 

@@ -12,7 +12,7 @@ import pytest
 from harness import CallError, World, eventually
 from kv import SUFFIX, get, put
 
-ALSO_WITH_AUTO_MTLS = True
+ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from goplugin.aio.broker import Accepted, Broker, Stoppable
 from goplugin.aio.calls import Calls, stack_of
 from goplugin.lifetime import GRACE
 from goplugin.plugin import PluginBase
+from goplugin.workers import Workers
 
 __all__ = ["Accepted", "Broker", "Plugin"]
 
@@ -32,17 +33,20 @@ class Plugin(PluginBase):
     """
 
     _grpc, _pool, _await = "grpc.aio", "migration_thread_pool", "await "
-    _make_calls, _make_broker = Calls, Broker
+    _make_broker = Broker
 
     broker: Broker
     _loop: asyncio.AbstractEventLoop | None = None
     _thread = 0  # of the loop
 
-    async def listen(self, server: Any) -> str:
-        """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
+    def _make_calls(self, threads: Workers) -> Calls:
         for name in ("asyncio", "grpc"):  # they log each loop and each call at debug
             logger = logging.getLogger(name)
             logger.setLevel(logger.level or logging.INFO)
+        return Calls(threads)
+
+    async def listen(self, server: Any) -> str:
+        """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
         address = self._before_start(server)
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()

@@ -226,7 +226,12 @@ class ThreadContext:
         async def run() -> Any:
             if not self.is_active():
                 raise grpc.RpcError("the call has ended")
-            return await function(*arguments)
+            try:
+                return await function(*arguments)
+            except grpc.aio.AbortError:
+                raise
+            except grpc.aio.BaseError as error:
+                raise grpc.RpcError(f"the call has ended: {error}") from error
 
         return submit(run(), self._loop).result()
 

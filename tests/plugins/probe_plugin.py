@@ -5,8 +5,10 @@ Its messages are JSON, so that it needs no .proto: /probe.Probe/METHOD.
 
 import goplugin
 
+import asyncio
 import atexit
 import ctypes
+import inspect
 import io
 import json
 import logging
@@ -21,7 +23,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 # What breaks other plugins: output while the script is still being imported, by every way out.
@@ -56,7 +58,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 class Probe:
     """The methods; each takes and returns what JSON can express."""
 
-    def __init__(self, plugin: goplugin.Plugin) -> None:
+    def __init__(self, plugin: Any) -> None:
         self.plugin = plugin
         self.accepted: dict[int, Any] = {}
 
@@ -70,7 +72,8 @@ class Probe:
         return argument
 
     def version(self, argument: Any, context: grpc.ServicerContext) -> int:
-        return self.plugin.version
+        version: int = self.plugin.version
+        return version
 
     def sleep(self, seconds: float, context: grpc.ServicerContext) -> None:
         time.sleep(seconds)
@@ -238,7 +241,8 @@ class Probe:
         return "the same" if answer == (text * size).encode() else "different"
 
     def next_id(self, argument: None, context: grpc.ServicerContext) -> int:
-        return self.plugin.broker.next_id()
+        service_id: int = self.plugin.broker.next_id()
+        return service_id
 
     def accept(self, service_id: int, context: grpc.ServicerContext) -> None:
         """Serve ourselves to the host under the id."""
@@ -304,15 +308,21 @@ class Streams:
         left.wait()
 
 
-def add_to_server(probe: Probe, server: grpc.Server) -> None:
+def add_to_server(probe: Probe, server: Any) -> None:
     def handler(method: Any) -> Any:
+        if inspect.iscoroutinefunction(method):
+
+            async def answer(request: bytes, context: Any) -> bytes:
+                return json.dumps(await method(json.loads(request), context)).encode()
+
+            return grpc.unary_unary_rpc_method_handler(answer)
         return grpc.unary_unary_rpc_method_handler(
             lambda request, context: json.dumps(method(json.loads(request), context)).encode()
         )
 
     methods = [name for name in vars(Probe) if not name.startswith("_")]
     handlers = {name: handler(getattr(probe, name)) for name in methods}
-    streams = Streams()
+    streams: Any = StreamsOnAsyncio() if isinstance(probe, ProbeOnAsyncio) else Streams()
     stream_handlers: dict[str, Any] = {
         "count": grpc.unary_stream_rpc_method_handler(streams.count),
         "mirror": grpc.unary_unary_rpc_method_handler(streams.mirror),
@@ -327,16 +337,79 @@ def add_to_server(probe: Probe, server: grpc.Server) -> None:
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*service) for service in services])
 
 
+class ProbeOnAsyncio(Probe):
+    """Some methods are `async def`, the others stay as they are."""
+
+    async def echo(self, argument: Any, context: Any) -> Any:  # type: ignore[override]
+        return argument
+
+    async def sleep(self, seconds: float, context: Any) -> None:  # type: ignore[override]
+        await asyncio.sleep(seconds)
+
+    async def fail(self, message: str, context: Any) -> None:  # type: ignore[override]
+        raise ValueError(message)
+
+    async def write_fd(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
+        super().write_fd(argument, context)
+
+    async def print_bytes(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
+        super().print_bytes(argument, context)
+
+    async def log(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
+        super().log(argument, context)
+
+    async def dial(self, argument: list[Any], context: Any) -> str:  # type: ignore[override]
+        service_id, text, size = argument
+        async with await self.plugin.broker.dial(service_id) as channel:
+            answer: bytes = await channel.unary_unary("/any.Service/Method")((text * size).encode(), timeout=20)
+        return "the same" if answer == (text * size).encode() else "different"
+
+    async def accept(self, service_id: int, context: Any) -> None:  # type: ignore[override]
+        self.accepted[service_id] = await self.plugin.broker.accept(
+            service_id, lambda server: add_to_server(self, server)
+        )
+
+    async def accept_badly(self, service_id: int, context: Any) -> None:  # type: ignore[override]
+        def add_to_server(server: Any) -> None:
+            raise ValueError("no services today")
+
+        await self.plugin.broker.accept(service_id, add_to_server)
+
+    async def close(self, service_id: int, context: Any) -> None:  # type: ignore[override]
+        await self.accepted.pop(service_id).close()
+
+
+class StreamsOnAsyncio:
+    """Streams, by generators and by the reader and writer API."""
+
+    async def count(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        for number in range(int(request)):
+            yield b"%d" % number
+
+    async def mirror(self, request: bytes, context: Any) -> bytes:
+        return request
+
+    async def sum(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        return b"%d" % sum([int(request) async for request in requests])
+
+    async def chat(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        while (request := await context.read()) is not grpc.aio.EOF:
+            await context.write(b"you said " + request)
+
+    async def hold(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"open"
+        await asyncio.Event().wait()
+
+    async def run(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"begun"
+        exec(request.decode())  # noqa: S102
+
+
 def main() -> None:
-    versions = [int(text) for text in os.environ.get("PROBE_VERSIONS", "1").split(",")]
-    config = goplugin.HandshakeConfig(versions, "PROBE_COOKIE", "probe")
-    files = os.environ.get("PROBE_TLS_FILES")
-    plugin = goplugin.Plugin(
-        config,
-        usage=__doc__,
-        leave_with_host="PROBE_STAYS" not in os.environ,
-        tls=goplugin.TLSFiles(*files.split(":")) if files else None,
-    )
+    if "PROBE_ON_ASYNCIO" in os.environ:
+        asyncio.run(main_on_asyncio())
+        return
+    plugin = goplugin.Plugin(**arguments())
     server = grpc.server(**plugin.server_arguments)
     add_to_server(Probe(plugin), server)
     health_servicer = health.HealthServicer()
@@ -347,6 +420,35 @@ def main() -> None:
         time.sleep(0.3)
         raise RuntimeError("main fails")
     plugin.wait()
+
+
+async def main_on_asyncio() -> None:
+    import goplugin.aio
+
+    plugin = goplugin.aio.Plugin(**arguments())
+    server = grpc.aio.server(**plugin.server_arguments)
+    add_to_server(ProbeOnAsyncio(plugin), server)
+    health_servicer = health.aio.HealthServicer()
+    await health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    print(await plugin.listen(server), flush=True)
+    if "PROBE_DOES_NOT_WAIT" in os.environ:
+        await asyncio.sleep(0.3)
+        raise RuntimeError("main fails")
+    await plugin.wait()
+
+
+def arguments() -> dict[str, Any]:
+    """What goplugin.Plugin is made with."""
+    versions = [int(text) for text in os.environ.get("PROBE_VERSIONS", "1").split(",")]
+    config = goplugin.HandshakeConfig(versions, "PROBE_COOKIE", "probe")
+    files = os.environ.get("PROBE_TLS_FILES")
+    return {
+        "config": config,
+        "usage": __doc__,
+        "leave_with_host": "PROBE_STAYS" not in os.environ,
+        "tls": goplugin.TLSFiles(*files.split(":")) if files else None,
+    }
 
 
 if __name__ == "__main__":
