@@ -94,6 +94,7 @@ def test_warnings(world: World) -> None:
     assert "a warning of the plugin" in record["@message"]
 
 
+@pytest.mark.threads_only("goplugin has the same words for grpc.aio, in records of its own")
 def test_grpcs_own_messages(world: World) -> None:
     host = probe.start(world)
     probe.do(host, "log", [logging.INFO, "first", {}])
@@ -113,8 +114,8 @@ def test_uncaught_exceptions_everywhere(world: World) -> None:
     assert eventually(lambda: any("in a handler" in record.get("stacktrace", "") for record in host.log()))
     for method in ("fail_in_thread", "unraisable"):
         probe.do(host, method, f"{method} broke")
-        assert host.logged("", **{"@module": "goplugin", "@level": "error"})
-        assert any(f"{method} broke" in record.get("stacktrace", "") for record in host.log())
+        text = f"{method} broke"
+        assert eventually(lambda: any(text in record.get("stacktrace", "") for record in host.log())  # noqa: B023)
     world.env["PROBE_FAILS"] = "1"
     failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
     with pytest.raises(CallError):

@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
-import logging
 import os
 import sys
 import threading
@@ -24,6 +23,8 @@ from goplugin import calls, log
 from goplugin.services import reflection
 
 _log = log.get_logger("goplugin")
+
+_Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
 class Calls(grpc.aio.ServerInterceptor):
@@ -78,20 +79,15 @@ class Calls(grpc.aio.ServerInterceptor):
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = calls.behavior_of(handler)
         if inspect.isasyncgenfunction(behavior):
-            guarded = self._guard_async(_writes_all(behavior), method)
+            guarded = self._counted(_writes_all(behavior), method)
         elif inspect.iscoroutinefunction(behavior):
-            guarded = self._guard_async(behavior, method)
+            guarded = self._counted(behavior, method)
         else:
-            guarded = self._guard_threaded(behavior, method, handler.request_streaming, handler.response_streaming)
-        return handler._replace(**{name: guarded})
+            guarded = self._in_thread(behavior, method, handler)
+        return handler._replace(**{name: self._answered(guarded, method)})
 
-    def _guard_async(self, behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
-        ours = method.startswith(calls.ALWAYS)
-
-        async def guarded(request: Any, context: Any) -> Any:
-            task = asyncio.current_task()
-            if task and not ours:
-                self._running.add(task)
+    def _answered(self, behavior: _Behavior, method: str) -> _Behavior:
+        async def answered(request: Any, context: Any) -> Any:
             try:
                 return await behavior(request, context)
             except grpc.aio.AbortError:
@@ -100,56 +96,67 @@ class Calls(grpc.aio.ServerInterceptor):
                 await self._answer(error, context, method)
                 raise
             finally:
-                self._running.discard(task)
                 if os.getpid() != self._pid:
                     os._exit(0)  # a child that the handler made by os.fork()
 
-        return guarded
+        return answered
 
     async def _answer(self, error: BaseException, context: Any, method: str) -> None:
-        """End the call where grpc would not end it, or would log nothing."""
+        """End the call as grpc does for threads: grpc.aio has other words, and no answer to what is no Exception."""
         if os.getpid() != self._pid:
             os._exit(calls.exit_code(error))
         task: Any = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or task.cancelling()):
             return  # the caller has left, or its deadline is over
-        if not isinstance(error, Exception):
-            _log.error("%s: %s in the handler", method, type(error).__name__, exc_info=error)
-            await context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
-        if logging.getLogger("grpc._cython.cygrpc").disabled:
-            # By logging.config, as it does by default: grpc's own record of this exception would be lost.
-            _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
+        called = "Exception calling application" if isinstance(error, Exception) else type(error).__name__
+        try:
+            text = f"{called}: {error}"
+        except Exception:  # noqa: BLE001 its __str__ raises
+            text = f"{called}: unprintable"
+        _log.error("%s: %s", method, text, exc_info=error)
+        await context.abort(context.code() or grpc.StatusCode.UNKNOWN, context.details() or text)
 
-    def _guard_threaded(
-        self, behavior: Any, method: str, request_streaming: bool, response_streaming: bool
-    ) -> Callable[..., Any]:
+    def _counted(self, behavior: _Behavior, method: str) -> _Behavior:
+        if method.startswith(calls.ALWAYS):
+            return behavior
+
+        async def counted(request: Any, context: Any) -> Any:
+            task: Any = asyncio.current_task()
+            self._running.add(task)
+            try:
+                return await behavior(request, context)
+            finally:
+                self._running.discard(task)
+
+        return counted
+
+    def _in_thread(self, behavior: Any, method: str, handler: Any) -> _Behavior:
         always = method.startswith(calls.ALWAYS) or getattr(behavior, "experimental_thread_pool", None)
-        behavior = self._of_threads.guard(behavior, method, response_streaming)
+        behavior = self._of_threads.guard(behavior, method, handler.response_streaming)
 
         def run(request: Any, context: ThreadContext) -> Any:
             try:
-                if not response_streaming:
+                if not handler.response_streaming:
                     return behavior(request, context)
                 for response in behavior(request, context):
                     context.write(response)
-            except (grpc.RpcError, grpc.aio.AbortError):
-                raise
             except Exception as error:
-                if not context.is_active():  # nobody else will hear of it
+                if not context.is_active() and not isinstance(error, (grpc.RpcError, grpc.aio.AbortError)):
+                    # Its caller has left, and nobody else will hear of it.
                     _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
                 raise
 
-        async def threaded(request: Any, context: Any) -> Any:
+        async def in_thread(request: Any, context: Any) -> Any:
             loop = asyncio.get_running_loop()
             of_thread = ThreadContext(context, loop)
-            if request_streaming:
+            if handler.request_streaming:
                 request = of_thread.requests()
             return await loop.run_in_executor(self._threads if always else self.workers, run, request, of_thread)
 
-        return threaded
+        return in_thread
 
 
-def _writes_all(behavior: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+def _writes_all(behavior: Callable[..., Any]) -> _Behavior:
     """Return a coroutine function that sends what the asynchronous generator yields, and closes it in any case."""
 
     async def writes_all(request: Any, context: Any) -> None:
@@ -215,8 +222,13 @@ class ThreadContext:
 
     def requests(self) -> Iterator[Any]:
         """Return the messages that come in. RpcError if the caller leaves."""
-        while (message := self._wait(self._context.read)) is not grpc.aio.EOF:
-            yield message
+        try:
+            while (message := self._wait(self._context.read)) is not grpc.aio.EOF:
+                yield message
+        except (grpc.RpcError, GeneratorExit):
+            raise
+        except Exception:  # noqa: BLE001 whatever the message class raises, as in grpc for threads
+            self.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
         if not self.is_active():
             raise grpc.RpcError("the caller has left")
 

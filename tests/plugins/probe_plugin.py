@@ -88,7 +88,7 @@ class Probe:
         raise ValueError(message)
 
     def fail_in_thread(self, message: str, context: grpc.ServicerContext) -> None:
-        thread = threading.Thread(target=self.fail, args=(message, context), name="of-the-plugin")
+        thread = threading.Thread(target=Probe.fail, args=(self, message, context), name="of-the-plugin")
         thread.start()
         thread.join()
 
@@ -320,7 +320,7 @@ def add_to_server(probe: Probe, server: Any) -> None:
             lambda request, context: json.dumps(method(json.loads(request), context)).encode()
         )
 
-    methods = [name for name in vars(Probe) if not name.startswith("_")]
+    methods = [name for name in dir(probe) if not name.startswith("_") and callable(getattr(probe, name))]
     handlers = {name: handler(getattr(probe, name)) for name in methods}
     streams: Any = StreamsOnAsyncio() if isinstance(probe, ProbeOnAsyncio) else Streams()
     stream_handlers: dict[str, Any] = {
@@ -340,7 +340,7 @@ def add_to_server(probe: Probe, server: Any) -> None:
 class ProbeOnAsyncio(Probe):
     """Some methods are `async def`, the others stay as they are."""
 
-    async def echo(self, argument: Any, context: Any) -> Any:  # type: ignore[override]
+    async def echo(self, argument: Any, context: Any) -> Any:
         return argument
 
     async def sleep(self, seconds: float, context: Any) -> None:  # type: ignore[override]
@@ -352,8 +352,9 @@ class ProbeOnAsyncio(Probe):
     async def write_fd(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
         super().write_fd(argument, context)
 
-    async def print_bytes(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
-        super().print_bytes(argument, context)
+    async def print_at_once(self, argument: list[Any], context: Any) -> None:
+        """As print_bytes, but in the event loop, which does nothing else meanwhile."""
+        self.print_bytes(argument, context)
 
     async def log(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
         super().log(argument, context)
