@@ -36,6 +36,17 @@ from goplugin.workers import Workers
 _log = log.get_logger("goplugin")
 _plugin: "PluginBase | None" = None  # the one of this process
 
+
+def _at_exit_without_plugin() -> None:
+    if not (_plugin or log.main_failed or outputs.exit_text) and os.getpid() == start.pid:
+        message = "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?"
+        _log.error("%s", message)
+        outputs.tell_host(message)
+
+
+if outputs.host_stdout >= 0:
+    atexit.register(_at_exit_without_plugin)
+
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # two plugins must never share a port
     # No limits but those of gRPC itself, as in Go.

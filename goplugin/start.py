@@ -29,6 +29,7 @@ from goplugin.companion import Companion, is_possible
 gc_was_enabled = gc.isenabled()
 settings = environment.Environment()  # parsed, once this process has been taken over for the host
 companion: Companion | None = None
+pid = os.getpid()
 parent = os.getppid()  # the process that started us, asked before it has a reason to leave
 refused = ""  # why there is no companion, if there should be one
 grpc_came_first = False  # grpc was imported before goplugin

@@ -50,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         aio = getattr(metafunc.module, "ALSO_ON_ASYNCIO", False) and not marker("threads_only")
         again = ["AutoMTLS"] * mtls + ["asyncio"] * aio + ["asyncio, AutoMTLS"] * (mtls and aio)
         slow = [pytest.param(name, marks=pytest.mark.slow) for name in again]
-        metafunc.parametrize("world", ["plain", *slow], indirect=True)
+        metafunc.parametrize("world", getattr(metafunc.module, "WORLDS", ["plain", *slow]), indirect=True)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ class World:
     """A folder, an environment, and whatever runs in it, of one test."""
 
     def __init__(self, folder: Path, host_binary: Path, auto_mtls: bool, on_asyncio: bool) -> None:
-        self.auto_mtls = auto_mtls
+        self.auto_mtls, self.on_asyncio = auto_mtls, on_asyncio
         self.kv_plugin = ROOT / ("examples/asyncio/plugin.py" if on_asyncio else "plugin.py")
         self.folder = folder / "work"
         self.temporary = folder / "tmp"

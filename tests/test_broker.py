@@ -35,7 +35,8 @@ def test_go_plugins_bidirectional_example(world: World, example: Callable[[str],
     shutil.copytree(PLUGINS / "counter", folder)
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--python_out=.", "--grpc_python_out=."]
     subprocess.run([*protoc, "counter.proto"], cwd=folder, check=True)
-    env = {**world.env, "COUNTER_PLUGIN": shlex.join([sys.executable, str(folder / "counter_plugin.py")])}
+    script = folder / ("counter_on_asyncio.py" if world.on_asyncio else "counter_plugin.py")
+    env = {**world.env, "COUNTER_PLUGIN": shlex.join([sys.executable, str(script)])}
 
     def counter(*arguments: str) -> str:
         run = subprocess.run(

@@ -8,6 +8,8 @@ import probe
 import pytest
 from harness import PLUGINS, CallError, World
 
+ALSO_ON_ASYNCIO = True
+
 KiB = 1024
 
 
@@ -16,8 +18,6 @@ def test_no_threads_left(world: World) -> None:
     host = probe.start(world)
     code = """
 import os, resource, threading
-
-ALSO_ON_ASYNCIO = True
 os.setuid(65534)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 try: threading.Thread(target=print).start()
@@ -51,12 +51,16 @@ def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
 
 def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> None:
     host = probe.start(world)
-    probe.do(host, "run", "import goplugin; plugin.server_arguments['thread_pool']._max = 40")
+    probe.do(
+        host,
+        "run",
+        "for name in plugin.server_arguments:\n  if 'pool' in name: plugin.server_arguments[name]._max = 40",
+    )
     with ThreadPoolExecutor(1) as pool:
-        stuck = pool.submit(host.begin("call", method="/probe.Probe/sleep", message=b"3600", repeat=60))
+        stuck = pool.submit(host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=60))
         time.sleep(1)  # by now all threads are taken
         with pytest.raises(CallError, match="DeadlineExceeded"):
-            probe.do(host, "echo", 1, seconds=0.5)
+            probe.do(host, "block", 0, seconds=0.5)
         for _ in range(3):
             assert host.call("/grpc.health.v1.Health/Check", b"\x0a\x06plugin", seconds=10) == b"\x08\x01"
         host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", seconds=10)
@@ -67,6 +71,7 @@ def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> 
             stuck.result()
 
 
+@pytest.mark.threads_only("a script for threads")
 def test_the_limit_can_be_raised(world: World) -> None:
     """As docs/guide.md says."""
     script = world.folder / "raised.py"
@@ -80,5 +85,5 @@ def test_the_limit_can_be_raised(world: World) -> None:
     )
     world.env["PYTHONPATH"] += ":" + str(PLUGINS)
     host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
-    assert host.ask("call", method="/probe.Probe/sleep", message=b"3", repeat=560)["seconds"] < 6
+    assert host.ask("call", method="/probe.Probe/block", message=b"3", repeat=560)["seconds"] < 6
     assert host.ask("kill")["seconds"] < 4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authors import RIGHT
+from authors import ON_ASYNCIO, RIGHT
 from by_hand import HOSTS_VARIABLES
 from harness import ROOT, CallError, Host, World
 from kv import get, put
@@ -76,6 +76,46 @@ ENDS = {
     "an exception in main": ("plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
     "sys.exit with a text in main": ("plugin.wait()", "raise SystemExit('no more')", "the plugin ends: no more"),
     "no wait": ("plugin.wait()\n", "", "main() ended without plugin.wait(), so the plugin ends at once"),
+    "no plugin": (
+        RIGHT[RIGHT.index("plugin = goplugin") :],
+        "def main(): pass\n",
+        "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?",
+    ),
+}
+ENDS_ON_ASYNCIO = {
+    "listen without await": (
+        "await plugin.listen(server)",
+        "plugin.listen(server)",
+        "plugin.wait() was called before await plugin.listen(server)",
+    ),
+    "wait without await": (
+        "await plugin.wait()",
+        "plugin.wait()",
+        "main() ended without await plugin.wait(), so the plugin ends at once",
+    ),
+    "no listen": ("print(await plugin.listen(server), flush=True)", "return", "main() ended without await plugin.li"),
+    "the handshake line is not printed": (
+        "print(await plugin.listen(server), flush=True)",
+        "await plugin.listen(server)",
+        "the handshake line was not printed: write print(await plugin.listen(server), flush=True)",
+    ),
+    "listen twice": ("await plugin.wait()", "await plugin.listen(server)", "plugin.listen() was called twice"),
+    "grpc.server": (
+        "server = grpc.aio.server(**plugin.server_arguments)",
+        "from concurrent import futures; server = grpc.server(futures.ThreadPoolExecutor())",
+        "plugin.listen() needs what grpc.aio.server(...) returned, and was given a grpc.server",
+    ),
+    "started already": (
+        "print(await plugin.listen(server), flush=True)",
+        "await server.start(); print(await plugin.listen(server), flush=True)",
+        "call `await plugin.listen(server)` instead of server.start(), which it does itself",
+    ),
+    "an exception in main": ("await plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
+    "asyncio.run is missing": (
+        "asyncio.run(main())",
+        "main()",
+        "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?",
+    ),
 }
 AFTER_THE_HANDSHAKE = (
     "listen twice",
@@ -83,7 +123,9 @@ AFTER_THE_HANDSHAKE = (
     "an exception in main",
     "sys.exit with a text in main",
     "no wait",
+    "wait without await",
 )
+KEEPS_EXIT_CODE_0 = ("no plugin", "asyncio.run is missing")
 
 
 def script(world: World, text: str) -> Path:
@@ -92,9 +134,9 @@ def script(world: World, text: str) -> Path:
     return path
 
 
-def start(world: World, wrong: str, instead: str, **config: Any) -> Host:
-    assert wrong in RIGHT
-    return world.host(script(world, RIGHT.replace(wrong, instead)), **config)
+def start(world: World, wrong: str, instead: str, right: str = RIGHT, **config: Any) -> Host:
+    assert wrong in right
+    return world.host(script(world, right.replace(wrong, instead)), **config)
 
 
 def errors(host: Host) -> list[dict[str, Any]]:
@@ -102,10 +144,14 @@ def errors(host: Host) -> list[dict[str, Any]]:
     return [record for record in host.log() if record["@level"] == "error" and "goplugin" in record.get("@module", "")]
 
 
-@pytest.mark.parametrize("mistake", ENDS)
-def test_the_plugin_ends_and_says_why(world: World, mistake: str) -> None:
-    wrong, instead, message = ENDS[mistake]
-    host = start(world, wrong, instead)
+MISTAKES = [("threads", mistake) for mistake in ENDS] + [("asyncio", mistake) for mistake in ENDS_ON_ASYNCIO]
+
+
+@pytest.mark.parametrize(("kind", "mistake"), MISTAKES)
+def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> None:
+    right, mistakes = (ON_ASYNCIO, ENDS_ON_ASYNCIO) if kind == "asyncio" else (RIGHT, ENDS)
+    wrong, instead, message = mistakes[mistake]
+    host = start(world, wrong, instead, right)
     told = ""
     try:
         host.ask("start")
@@ -120,7 +166,7 @@ def test_the_plugin_ends_and_says_why(world: World, mistake: str) -> None:
     # The same without a host that kills it as soon as it has read its first line.
     process = world.run(sys.executable, world.folder / "mistaken.py", env={**world.env, **HOSTS_VARIABLES})
     out, err = process.communicate(timeout=20)
-    assert process.returncode == 1
+    assert process.returncode == (0 if mistake in KEEPS_EXIT_CODE_0 else 1)
     first, *more = out.decode().splitlines()
     assert more == []
     if mistake in AFTER_THE_HANDSHAKE:
@@ -133,8 +179,9 @@ def test_the_plugin_ends_and_says_why(world: World, mistake: str) -> None:
 
 
 @pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
-def test_the_right_plugin_says_nothing(world: World, auto_mtls: bool) -> None:
-    host = start(world, "plugin.wait()", "plugin.wait()", auto_mtls=auto_mtls)
+@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+def test_the_right_plugin_says_nothing(world: World, right: str, auto_mtls: bool) -> None:
+    host = start(world, "", "", right, auto_mtls=auto_mtls)
     host.ask("start")
     put(host, "k", b"v")
     assert host.ask("kill")["seconds"] < 1.9
@@ -146,6 +193,17 @@ def test_grpc_imported_first_is_told_and_works(world: World) -> None:
     host.ask("start")
     put(host, "k", b"v")
     assert host.logged("grpc was imported before goplugin", **{"@level": "error"})
+    assert len(errors(host)) == 1
+
+
+@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+def test_a_server_without_goplugins_arguments_is_told_and_works(world: World, right: str) -> None:
+    instead = "" if "asyncio" in right else "__import__('concurrent.futures').futures.ThreadPoolExecutor(10)"
+    host = start(world, "**plugin.server_arguments", instead, right)
+    host.ask("start")
+    put(host, "k", b"v")
+    assert host.logged("pass **plugin.server_arguments to the function that makes it", **{"@level": "error"})
+    assert host.ask("kill")["seconds"] < 1.9
     assert len(errors(host)) == 1
 
 

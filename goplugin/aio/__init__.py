@@ -47,6 +47,8 @@ class Plugin(PluginBase):
 
     async def listen(self, server: Any) -> str:
         """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
+        if not self._server and _is_running(server):
+            raise RuntimeError("call `await plugin.listen(server)` instead of server.start(), which it does itself")
         address = self._before_start(server)
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -76,3 +78,10 @@ class Plugin(PluginBase):
                 GRACE,
                 extra={"stacktrace": stack_of(self._thread)},
             )
+
+
+def _is_running(server: Any) -> bool:
+    try:
+        return bool(server._server.is_running())  # private: a second start() does nothing, and says nothing
+    except AttributeError:
+        return False

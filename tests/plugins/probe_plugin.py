@@ -20,6 +20,7 @@ import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -76,6 +77,9 @@ class Probe:
         return version
 
     def sleep(self, seconds: float, context: grpc.ServicerContext) -> None:
+        time.sleep(seconds)
+
+    def block(self, seconds: float, context: grpc.ServicerContext) -> None:
         time.sleep(seconds)
 
     def sleep_then_write(self, argument: list[Any], context: grpc.ServicerContext) -> None:
@@ -351,6 +355,15 @@ class ProbeOnAsyncio(Probe):
 
     async def write_fd(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
         super().write_fd(argument, context)
+
+    async def run_async(self, code: str, context: Any) -> Any:
+        """Run the body of an `async def`, and return what it returns."""
+        names: dict[str, Any] = {"plugin": self.plugin, "context": context, "asyncio": asyncio, "grpc": grpc}
+        exec("async def body():\n" + textwrap.indent(code, "    "), names)  # noqa: S102
+        return await names["body"]()
+
+    async def block_the_loop(self, seconds: float, context: Any) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251
 
     async def print_at_once(self, argument: list[Any], context: Any) -> None:
         """As print_bytes, but in the event loop, which does nothing else meanwhile."""
