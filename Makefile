@@ -25,6 +25,7 @@ test-all: .venv/testing go
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	for file in examples/*/plugin.py; do .venv/bin/mypy "$$file" || exit; done
 	cd tests/host && go vet ./...
 	cd bench/host && go vet ./...
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"

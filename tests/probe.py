@@ -12,5 +12,10 @@ def start(world: World, **config: Any) -> Host:
     return host
 
 
+def message(argument: Any) -> bytes:
+    """The request of a method."""
+    return json.dumps(argument).encode()
+
+
 def do(host: Host, method: str, argument: Any = None, **options: Any) -> Any:
     return json.loads(host.call(f"/probe.Probe/{method}", json.dumps(argument).encode(), **options))

@@ -13,12 +13,15 @@ import asyncio
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import kv_pb2
 import kv_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 # Your host's source or documentation has these.
 HANDSHAKE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")
@@ -31,7 +34,7 @@ class KVServicer(kv_pb2_grpc.KVServicer):
     then all of it runs in a thread.
     """
 
-    async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> kv_pb2.GetResponse:
+    async def Get(self, request: kv_pb2.GetRequest, context: Context) -> kv_pb2.GetResponse:
         """Return the key's value; NOT_FOUND if it has none."""
         path = await file_of(request.key, context)
         try:
@@ -39,14 +42,14 @@ class KVServicer(kv_pb2_grpc.KVServicer):
         except FileNotFoundError:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
-    async def Put(self, request: kv_pb2.PutRequest, context: grpc.aio.ServicerContext) -> kv_pb2.Empty:
+    async def Put(self, request: kv_pb2.PutRequest, context: Context) -> kv_pb2.Empty:
         """Set the key's value."""
         path = await file_of(request.key, context)
         await asyncio.to_thread(write, path, request.value + b"\n\nWritten from plugin-python")
         return kv_pb2.Empty()
 
 
-async def file_of(key: str, context: grpc.aio.ServicerContext) -> Path:
+async def file_of(key: str, context: Context) -> Path:
     """Return the key's file: kv_<key>, with all but letters, digits, "_" and "-" as %XX; so it stays in the folder."""
     name = "kv_" + re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), key)
     if not key or len(name.encode()) > 255:  # what a file name can have

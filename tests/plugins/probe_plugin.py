@@ -25,6 +25,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 # What breaks other plugins: output while the script is still being imported, by every way out.
@@ -326,16 +327,11 @@ def add_to_server(probe: Probe, server: Any) -> None:
 
     methods = [name for name in dir(probe) if not name.startswith("_") and callable(getattr(probe, name))]
     handlers = {name: handler(getattr(probe, name)) for name in methods}
-    streams: Any = StreamsOnAsyncio() if isinstance(probe, ProbeOnAsyncio) else Streams()
-    stream_handlers: dict[str, Any] = {
-        "count": grpc.unary_stream_rpc_method_handler(streams.count),
-        "mirror": grpc.unary_unary_rpc_method_handler(streams.mirror),
-        "sum": grpc.stream_unary_rpc_method_handler(streams.sum),
-        "chat": grpc.stream_stream_rpc_method_handler(streams.chat),
-        "hold": grpc.unary_stream_rpc_method_handler(streams.hold),
-        "run": grpc.unary_stream_rpc_method_handler(streams.run),
-    }
-    services = [("probe.Probe", handlers), ("probe.Streams", stream_handlers)]
+    services = [("probe.Probe", handlers)]
+    if isinstance(probe, ProbeOnAsyncio):
+        services += [("probe.Streams", streams(StreamsOnAsyncio())), ("probe.Threads", streams(Streams()))]
+    else:
+        services += [("probe.Streams", streams(Streams()))]
     # A service of its own for each app protocol version, as with go-plugin's VersionedPlugins.
     services.append((f"probe.V{probe.plugin.version}", {"version": handlers["version"]}))
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*service) for service in services])
@@ -414,9 +410,31 @@ class StreamsOnAsyncio:
         yield b"open"
         await asyncio.Event().wait()
 
+    async def hold_or_note(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        """As hold; writes a file when the caller leaves."""
+        try:
+            yield b"open"
+            await asyncio.Event().wait()
+        finally:
+            Path(request.decode()).touch()  # noqa: ASYNC240
+
     async def run(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         yield b"begun"
         exec(request.decode())  # noqa: S102
+
+
+def streams(methods: Any) -> dict[str, Any]:
+    handlers: dict[str, Any] = {
+        "count": grpc.unary_stream_rpc_method_handler(methods.count),
+        "mirror": grpc.unary_unary_rpc_method_handler(methods.mirror),
+        "sum": grpc.stream_unary_rpc_method_handler(methods.sum),
+        "chat": grpc.stream_stream_rpc_method_handler(methods.chat),
+        "hold": grpc.unary_stream_rpc_method_handler(methods.hold),
+        "run": grpc.unary_stream_rpc_method_handler(methods.run),
+    }
+    if hasattr(methods, "hold_or_note"):
+        handlers["hold_or_note"] = grpc.unary_stream_rpc_method_handler(methods.hold_or_note)
+    return handlers
 
 
 def main() -> None:

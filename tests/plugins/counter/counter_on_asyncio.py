@@ -5,6 +5,7 @@ import goplugin.aio
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,11 +25,11 @@ class CounterServicer(counter_pb2_grpc.CounterServicer):
     def Get(self, request: counter_pb2.GetRequest, context: grpc.ServicerContext) -> counter_pb2.GetResponse:
         return counter_pb2.GetResponse(value=value(request.key))
 
-    async def Put(self, request: counter_pb2.PutRequest, context: grpc.aio.ServicerContext) -> counter_pb2.Empty:
+    async def Put(self, request: counter_pb2.PutRequest, context: Any) -> counter_pb2.Empty:
         async with await self.broker.dial(request.add_server) as channel:
             helper = counter_pb2_grpc.AddHelperStub(channel)
             total = await helper.Sum(counter_pb2.SumRequest(a=value(request.key), b=request.value))
-        Path(f"kv_{request.key}").write_text(json.dumps({"Value": total.r}))
+        await asyncio.to_thread(Path(f"kv_{request.key}").write_text, json.dumps({"Value": total.r}))
         return counter_pb2.Empty()
 
 
