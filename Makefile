@@ -1,7 +1,7 @@
 # The commands of the project; `make` alone lists them. Each installs what it needs into .venv.
 help:
 	@echo "make demo      run plugin.py with go-plugin's own example host"
-	@echo "make new       start a plugin of your own: make new DIR=../greeter"
+	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=asyncio]"
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
 	@echo "make lint      check style and types"
@@ -41,14 +41,16 @@ own-protos:
 
 new:
 	$(if $(DIR),,$(error Say where: make new DIR=../greeter))
+	$(if $(FROM),$(if $(wildcard examples/$(FROM)/plugin.py),,$(error FROM is one of: $(notdir $(wildcard examples/*)))))
 	@test ! -e "$(DIR)" || { echo "$(DIR) is there already: choose a folder that is not" >&2; exit 1; }
 	@mkdir -p "$(DIR)/tests"
 	@cp -R plugin.py *.proto *_pb2*.py* goplugin requirements.txt requirements-dev.txt venv.mk .gitignore "$(DIR)"
 	@cp -R starter/. "$(DIR)"
 	@cp tests/test_plugin.py "$(DIR)/tests"
+	$(if $(FROM),@cp -R "examples/$(FROM)/." "$(DIR)")
 	@find "$(DIR)" -name __pycache__ -prune -exec rm -rf {} +
 	@echo "$(DIR) has a plugin that works: \`make test\` there tests it. Make it yours:"
-	@sed -n '/^1\. /,/^$$/p' starter/README.md
+	@sed -n '/^1\. /,/^$$/p' "$(DIR)/README.md"
 
 # `.venv/bin/python bench/bench.py --quick` takes two minutes.
 bench: .venv/running go

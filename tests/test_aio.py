@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -118,10 +120,11 @@ def test_a_blocked_loop_is_told(world: World) -> None:
     command = [sys.executable, str(ROOT / "tests/plugins/probe_plugin.py")]
     with goplugin.testing.start(command, config, env=world.env, auto_mtls=world.auto_mtls) as client:
         block: Any = client.channel.unary_unary("/probe.Probe/block_the_loop")
-        block.future(b"3600")
+        call = block.future(b"3600")  # kept: it is cancelled when it is forgotten
         time.sleep(0.3)
         os.kill(client.pid, signal.SIGTERM)
         assert eventually(lambda: client.exit_code is not None, 4)
+        assert call
     assert client.exit_code == 0
     (record,) = [record for record in client.log if record["@level"] == "error"]
     assert "a handler blocks it" in record["@message"]
@@ -330,3 +333,13 @@ def test_a_thread_of_its_own_may_run_the_loop(world: World) -> None:
     put(host, "k", b"v")
     assert host.ask("kill")["seconds"] < 1.9
     assert not [record for record in host.log() if record["@level"] == "error"]
+
+
+def test_its_readme(world: World) -> None:
+    for name in ("examples", "goplugin", "kv_pb2.py", "kv_pb2_grpc.py"):
+        (world.folder / name).symlink_to(ROOT / name)
+    (block,) = re.findall(r"```console\n(.*?)```", (ROOT / "examples/asyncio/README.md").read_text(), re.DOTALL)
+    commands = "\n".join(line.removeprefix("$ ") for line in block.splitlines())
+    env = {**world.env, "PATH": f"{Path(sys.executable).parent}:{world.env['PATH']}"}
+    subprocess.run(["sh", "-e", "-c", commands], cwd=world.folder, env=env, check=True)
+    assert (world.folder / "kv_hello").read_bytes() == b"world\n\nWritten from plugin-python"

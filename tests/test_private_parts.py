@@ -4,6 +4,8 @@ import probe
 import pytest
 from harness import PLUGINS, CallError, Host, World
 
+import goplugin.aio
+
 WITHOUT = """\
 import goplugin, grpc, grpc._server, sys
 sys.path.append({plugins!r})
@@ -39,3 +41,8 @@ def test_without_the_codes_of_a_context(world: World) -> None:
     with pytest.raises(CallError, match="Unknown"):
         probe.do(host, "run", "raise NotImplementedError('not written')")
     check(host)
+
+
+def test_without_the_state_of_an_aio_server() -> None:
+    """A server that was started before `listen` is not noticed then; test_misuse.py has that it is."""
+    assert not goplugin.aio._is_running(object())

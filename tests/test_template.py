@@ -78,10 +78,11 @@ def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
         assert not re.search(r"\bkv|key-value", path.read_text(), re.IGNORECASE), path
 
 
-@pytest.fixture
-def new(tmp_path: Path) -> Path:
+@pytest.fixture(params=["", "FROM=asyncio"], ids=["threads", "asyncio"])
+def new(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """What `make new` makes, with the packages that are installed already."""
-    subprocess.run(["make", "new", f"DIR={tmp_path / 'new'}"], cwd=ROOT, check=True)
+    subprocess.run(["make", "new", f"DIR={tmp_path / 'new'}", *filter(None, [request.param])], cwd=ROOT, check=True)
+    assert ("asyncio" in (tmp_path / "new" / "plugin.py").read_text()) == bool(request.param)
     (tmp_path / "new" / ".venv").symlink_to(sys.prefix)
     for name in ("requirements.txt", "requirements-dev.txt"):
         os.utime(tmp_path / "new" / name, (0, 0))
@@ -118,6 +119,10 @@ def test_new_replaces_nothing(tmp_path: Path) -> None:
     assert "is there already" in run.stderr
     run = subprocess.run(["make", "new"], cwd=ROOT, check=False, capture_output=True, text=True)
     assert "Say where: make new DIR=" in run.stderr
+    command = ["make", "new", f"DIR={tmp_path / 'new'}", "FROM=nothing"]
+    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert "FROM is one of: asyncio" in run.stderr
+    assert not (tmp_path / "new").exists()
 
 
 ERRORS = {

@@ -30,6 +30,8 @@ class Setup(NamedTuple):
     warnings: str
 
 
+ALSO_ON_ASYNCIO = True
+
 # Each is made once, by the one process of pytest that runs its tests.
 SETUPS = [
     pytest.param((python, packages), id=f"{python}, {packages}", marks=pytest.mark.xdist_group(f"{python}, {packages}"))
