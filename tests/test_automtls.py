@@ -158,7 +158,7 @@ def test_without_auto_mtls_nothing_of_it_is_started(world: World) -> None:
     world.started()
     assert len(world.plugins()) == 1
     look = "{'cryptography', 'goplugin.companion.relay'} & set(sys.modules)"
-    code = f"import sys, plugin; print('imported:', {look})"
+    code = f"import os, sys, plugin; print('imported:', {look}); os._exit(0)"
     process = world.run(sys.executable, "-c", code, env={**world.env, **HOSTS_VARIABLES})
     assert process.communicate(timeout=10) == (b"", b"imported: set()\n")
     maps = Path(f"/proc/{world.plugin().pid}/maps").read_text()

@@ -104,7 +104,11 @@ class _FirstCall(grpc.aio.ServerInterceptor):
 
 async def _result(future: Future[_Result], too_late: str) -> _Result:
     waiting = asyncio.wrap_future(future)
-    done, _ = await asyncio.wait([waiting], timeout=TIMEOUT)
-    if not done and waiting.cancel():
+    try:
+        await asyncio.wait([waiting], timeout=TIMEOUT)
+    except asyncio.CancelledError:
+        future.cancel()  # so that the address is still there for the next one who dials
+        raise
+    if future.cancel():
         raise TimeoutError(too_late)
     return await waiting

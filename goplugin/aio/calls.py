@@ -71,10 +71,8 @@ class Calls(grpc.aio.ServerInterceptor):
             while self._running:
                 await asyncio.wait(self._running.copy())
 
-        with contextlib.suppress(concurrent.futures.TimeoutError):
-            submit(drained(), loop).result(timeout)
-            return True
-        return looked.is_set()
+        done, _ = concurrent.futures.wait([submit(drained(), loop)], timeout)
+        return bool(done) or looked.is_set()
 
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = calls.behavior_of(handler)

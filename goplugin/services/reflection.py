@@ -19,7 +19,7 @@ _SERVICES = {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
 
 def is_reflection(method: str) -> bool:
     """Whether it is a method of the reflection service, such as "/grpc.reflection.v1.ServerReflection/..."."""
-    return method.split("/")[1] in _SERVICES
+    return method.rpartition("/")[0].removeprefix("/") in _SERVICES
 
 
 def described() -> Iterator[tuple[str, list[str]]]:
