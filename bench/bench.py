@@ -63,10 +63,12 @@ class Effort:
 FULL = Effort(starts=15, loads=11, window=0.5, waits=7, commands=11, floors=31)
 QUICK = Effort(starts=3, loads=3, window=0.12, waits=1, commands=3, floors=5)
 
+COLOURS = {"ours": "#d55e00", "asyncio": "#e9a06b"}  # of bars that are not grey
 MODES = {"plain": "without AutoMTLS", "mtls": "with AutoMTLS"}
 FLIGHTS = (1, 4, 16, 64)
 SIZES = {100: "100 B", 65536: "64 KiB", 4194304: "4 MiB"}
 WAITING = 64
+MANY_WAITING = 1000
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ READY = Figure("ready", "start to ready", "s", short="start to ready")
 KILL = Figure("kill", "Kill()", "s")
 KV_PUT = Figure("kv_put", "`kv put`, the whole command", "s")
 WAIT = Figure("wait", f"{WAITING} handlers that wait 100 ms", "s", short=f"{WAITING} handlers that\nwait 100 ms")
+MANY_WAIT = Figure(
+    "wait_many",
+    f"{MANY_WAITING:,} handlers that wait 100 ms",
+    "s",
+    short=f"{MANY_WAITING:,} handlers that\nwait 100 ms",
+)
 RESIDENT = Figure("resident", "resident memory, all processes", "B", short="memory")
 PROPORTIONAL = Figure("proportional", "the same, shared pages divided by their users (PSS)", "B")
 FRESH = Figure("fresh", "resident memory, just started", "B")
@@ -135,7 +143,7 @@ def figures() -> list[Figure]:
         rows.append(Figure(f"{load.key}_rate", load.label, "/s", SHORT.get(load.key, "")))
         if load.size == 100 and load.method == "Get":
             rows += [Figure(f"{load.key}_{p}", f"{load.label}: {p}", "s") for p in ("p50", "p99")]
-    return [*rows, WAIT, RESIDENT, PROPORTIONAL, FRESH]
+    return [*rows, WAIT, MANY_WAIT, RESIDENT, PROPORTIONAL, FRESH]
 
 
 @dataclass
@@ -150,8 +158,10 @@ class Peer:
 
 
 OURS = Peer("ours", "this plugin")
+OURS_ON_ASYNCIO = Peer("asyncio", "this plugin, asyncio")
 PEERS = [
     OURS,
+    OURS_ON_ASYNCIO,
     Peer("upstream", f"upstream's plugin-python {GO_PLUGIN_VERSION}"),
     Peer("python_plugin", "python-plugin 0.1.0"),
     Peer("pyvider", "pyvider-rpcplugin 0.5.5"),
@@ -417,6 +427,12 @@ def set_up_python(peer: Peer) -> None:
             if source.is_file():
                 shutil.copy(source, folder)
         requirements = folder / "requirements.txt"
+        if peer is OURS_ON_ASYNCIO:
+            requirements, pins = ROOT / "requirements.txt", ["-c", ROOT / "constraints.txt"]
+            for source in (*ROOT.glob("kv_pb2*.py"), ROOT / "examples" / "asyncio" / "plugin.py"):
+                shutil.copy(source, folder)
+            shutil.rmtree(folder / "goplugin", ignore_errors=True)
+            shutil.copytree(ROOT / "goplugin", folder / "goplugin")
         peer.commands = {kind: [str(folder / f"{kind}.py")] for kind in ("plugin", "waiting")}
     # A new venv whenever what is in it would differ.
     recipe = "\n".join([sys.version, *(Path(file).read_text() for file in (*pins[1:], requirements))])
@@ -495,7 +511,7 @@ class Bench:
 
     def _steps(self) -> int:
         effort, peers = self.effort, len(PEERS)
-        a_mode = 1 + effort.starts + effort.loads * len(LOADS) + 1 + effort.waits
+        a_mode = 1 + effort.starts + effort.loads * len(LOADS) + 1 + 2 * effort.waits
         return peers * (a_mode * len(MODES) + effort.commands) + effort.floors
 
     def turns(self, rounds: int, label: str) -> Iterator[Peer]:
@@ -524,8 +540,9 @@ class Bench:
             self.starts(mode, label, able)
             self.phase(f"loads {label}")
             self.loads(mode, label, able)
-            self.phase(f"{WAIT.label} {label}")
-            self.waits(mode, label, able)
+            for figure, number in ((WAIT, WAITING), (MANY_WAIT, MANY_WAITING)):
+                self.phase(f"{figure.label} {label}")
+                self.waits(figure, number, mode, label, able)
         self.phase(KV_PUT.label)
         self.commands()
         self.phase("start-up floor")
@@ -614,16 +631,16 @@ class Bench:
             seconds=self.effort.window,
         )
 
-    def waits(self, mode: str, label: str, able: set[str]) -> None:
+    def waits(self, figure: Figure, number: int, mode: str, label: str, able: set[str]) -> None:
         """Each time in a fresh process, whose thread pool has not grown yet."""
-        for peer in self.turns(self.effort.waits, f"{WAIT.label} {label}"):
-            if peer.key not in able:
+        for peer in self.turns(self.effort.waits, f"{figure.label} {label}"):
+            if peer.key not in able or self.results.hopeless(mode, figure.key, peer):
                 continue
-            with self.recorded(mode, WAIT.key, peer):
+            with self.recorded(mode, figure.key, peer):
                 self.host.open(peer, mode=mode, kind="waiting")
                 try:
-                    answer = self.host.ask("wait", peer=peer.key, flight=WAITING)
-                    self.results.add(mode, WAIT.key, peer, answer["seconds"])
+                    answer = self.host.ask("wait", peer=peer.key, flight=number)
+                    self.results.add(mode, figure.key, peer, answer["seconds"])
                 finally:
                     if self.host.is_open(peer):
                         self.host.kill(peer)
@@ -829,15 +846,21 @@ def picture(results: Results, path: Path) -> None:
     from matplotlib import pyplot
 
     drawn = [figure for figure in figures() if figure.short]
-    names = {"ours": "this plugin", "upstream": "upstream's", "python_plugin": "python-plugin", "go": "plugin in Go"}
-    size = (12, 3.9)
+    names = {
+        "ours": "this plugin",
+        "asyncio": "the same, asyncio",
+        "upstream": "upstream's",
+        "python_plugin": "python-plugin",
+        "go": "plugin in Go",
+    }
+    size = (14, 4.2)
     chart, axes = pyplot.subplots(len(MODES), len(drawn), figsize=size, sharex="col", sharey=True, layout="constrained")
     for row, (mode, label) in zip(axes, MODES.items(), strict=True):
         row[0].set_ylabel(label, fontweight="bold")
         for axis, figure in zip(row, drawn, strict=True):
             for place, peer in enumerate(PEERS):
                 value = results.median(mode, figure.key, peer)
-                axis.barh(place, value or 0, color="#d55e00" if peer is OURS else "#b8b8b8")
+                axis.barh(place, value or 0, color=COLOURS.get(peer.key, "#b8b8b8"))
                 text = figure.text(value) if value else "no"
                 axis.annotate(text, (value or 0, place), xytext=(3, 0), textcoords="offset points", va="center")
             axis.spines[["top", "right", "bottom"]].set_visible(False)

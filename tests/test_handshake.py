@@ -171,9 +171,12 @@ def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> Non
 def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
     """It inherits neither what the host said to us, nor what we made of stdout."""
     child = "import goplugin, signal; print('result', signal.getsignal(signal.SIGINT).__name__)"
-    code = f"import goplugin, subprocess, sys; out = subprocess.check_output([sys.executable, '-c', {child!r}])"
+    code = f"import goplugin, os, subprocess, sys; out = subprocess.check_output([sys.executable, '-c', {child!r}])"
     process = world.run(
-        sys.executable, "-c", f"{code}; sys.stderr.write(out.decode())", env={**world.env, **HOSTS_VARIABLES}
+        sys.executable,
+        "-c",
+        f"{code}; sys.stderr.write(out.decode()); os._exit(0)",
+        env={**world.env, **HOSTS_VARIABLES},
     )
     out, err = process.communicate(timeout=10)
     assert (out, err) == (b"", b"result default_int_handler\n")

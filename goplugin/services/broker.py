@@ -123,9 +123,9 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             try:
                 for info in request_iterator:
                     self._receive(info)
-            except Exception as error:  # noqa: BLE001 grpc raises this and that
-                # Such a stream ends when the host is gone or the plugin leaves, or by a message that is none.
-                _log.debug("the broker's stream has ended: %s", error)
+            except Exception as error:  # noqa: BLE001 grpc.aio raises this and that
+                if not isinstance(error, grpc.RpcError):  # so such a stream ends, when the host or the plugin leaves
+                    _log.debug("the broker's stream has ended: %s", error)
             finally:
                 outgoing.put(None)
 
