@@ -1,12 +1,13 @@
 """What only a plugin on grpc.aio can do, or get wrong. What it has in common with threads, the other modules test."""
 
-import contextlib
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from authors import ON_ASYNCIO
 from harness import ROOT, CallError, Host, World, eventually
 from kv import put
 
+import goplugin.aio
 import goplugin.testing
 from plugin import HANDSHAKE
 
@@ -197,9 +199,11 @@ def test_a_handler_that_is_def_has_a_whole_context(world: World) -> None:
     with pytest.raises(CallError, match="Canceled"):
         probe.do(host, "run", "context.cancel()")
     # Nothing reaches a call that has ended, and a text that nobody hears of is logged.
-    ended = "ended.wait(9)\ntime.sleep(0.1)\nimport grpc\ncontext.abort(grpc.StatusCode.ABORTED, 'late')"
-    with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "run", CONTEXT + ended, seconds=0.5)
+    ended = "ended.wait(9)\ntime.sleep(0.2)\nimport grpc\ntry: context.{}\nexcept grpc.RpcError: open('{}', 'w')"
+    for number, late in enumerate(("peer()", "auth_context()", "abort(grpc.StatusCode.ABORTED, '')", "write(b'')")):
+        with pytest.raises(CallError, match="DeadlineExceeded"):
+            probe.do(host, "run", CONTEXT + ended.format(late, f"refused{number}"), seconds=0.5)
+        assert eventually((world.folder / f"refused{number}").exists)
     with pytest.raises(CallError, match="DeadlineExceeded"):
         probe.do(host, "run", CONTEXT + "ended.wait(9)\nraise ValueError('nobody hears')", seconds=0.5)
     assert host.logged("nobody hears", **{"@level": "error"})
@@ -295,14 +299,38 @@ def test_the_broker_waits_without_threads(world: World) -> None:
     assert waiting()["message"] == b'["TimeoutError"]'
 
 
-def test_a_dial_that_waits_ends_with_the_plugin(world: World) -> None:
+def test_a_cancelled_dial_leaves_the_id_to_the_next_one(world: World) -> None:
     host = probe.start(world)
-    code = "try: await plugin.broker.dial(7)\nexcept RuntimeError as error: open('told', 'w').write(str(error))"
-    host.begin("call", method="/probe.Probe/run_async", message=probe.message(code))
-    time.sleep(0.3)
-    with contextlib.suppress(CallError):
-        host.ask("kill")
-    assert world.gone(1)
+    code = (
+        "task = asyncio.ensure_future(plugin.broker.dial(1))\nawait asyncio.sleep(0.1)\ntask.cancel()\n"
+        "await asyncio.wait([task])\nreturn task.cancelled()"
+    )
+    assert run(host, code) is True
+    host.ask("accept", broker=1)
+    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+
+
+def test_what_waits_when_the_broker_closes_is_told() -> None:
+    """Which is at the plugin's end."""
+    transport: Any = None
+
+    async def dial_and_accept() -> list[Any]:
+        broker = goplugin.aio.Broker(transport, {})
+        waits = [asyncio.ensure_future(broker.dial(7)), asyncio.ensure_future(broker.accept(8, print))]
+        await asyncio.sleep(0.1)
+        broker.close()
+        return await asyncio.gather(*waits, broker.dial(9), return_exceptions=True)
+
+    dialled, accepted, late = asyncio.run(dial_and_accept())
+    assert repr(dialled) == "RuntimeError('cannot dial id 7: the plugin is leaving')"
+    assert repr(accepted) == "RuntimeError('cannot accept id 8: the plugin is leaving')"
+    assert repr(late) == "RuntimeError('cannot dial id 9: the plugin is leaving')"
+    broker = goplugin.Broker(transport, {})
+    with ThreadPoolExecutor() as pool:
+        wait = pool.submit(broker.dial, 7)
+        time.sleep(0.1)
+        broker.close()
+        assert repr(wait.exception()) == repr(dialled)
 
 
 def test_the_test_host_drives_the_example(world: World, tmp_path: Path) -> None:

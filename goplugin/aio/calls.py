@@ -177,7 +177,17 @@ class ThreadContext:
 
     def __getattr__(self, name: str) -> Any:
         """Take all that does not wait from the loop's context, as grpc does."""
-        return getattr(self._context, name)
+        function = getattr(self._context, name)
+        if name not in ("peer", "peer_identities", "peer_identity_key", "auth_context"):
+            return function
+
+        def while_active() -> Any:
+            with self._lock:
+                if self._callbacks is None:  # grpcio would crash: the call is not there any more
+                    raise grpc.RpcError("the call has ended")
+                return function()
+
+        return while_active
 
     def is_active(self) -> bool:
         """Whether the call is in progress."""
