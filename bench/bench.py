@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import operator
 import os
 import platform
 import re
@@ -777,7 +778,25 @@ class Report:
             return f"{figure.text(median, *quartiles(values))}{note}"
         if ours is None:
             return f"{figure.text(median)}{note}"
+        by_round = self.results.values[mode, figure.key, OURS.key]
+        if len(values) == len(by_round):
+            # Round by round: what slows the machine for a while slows both.
+            return f"{statistics.median(map(operator.truediv, values, by_round)):.2f}{note}"
         return f"{median / ours:.2f}{note}"
+
+    def quiet(self) -> str:
+        """How steady the machine was, by what is the same in all rounds and hardly Python's: the plugin in Go."""
+        parts = []
+        for mode, label in MODES.items():
+            rates = self.results.values.get((mode, f"{Load('Get', 100, 16).key}_rate", "go"), [])
+            if rates:
+                first, last, low = rates[0], rates[-1], min(rates)
+                parts.append(
+                    f"{label} {first:,.0f}/s in the first round, {last:,.0f}/s in the last, {low:,.0f}/s at least"
+                )
+        return (
+            f"The plugin in Go, Get of 100 B, 16 at a time: {'; '.join(parts)}. On a quiet machine these are the same."
+        )
 
     def _verified(self, peer: Peer) -> str:
         answers = self.results.verified.get(("mtls", peer.key))
@@ -812,7 +831,7 @@ class Report:
 
     def terminal(self) -> Table:
         table = Table(
-            title="This plugin: median (middle half). Others: their median / this plugin's. ↓ less is better, ↑ more"
+            title="This plugin: median (middle half). Others: divided by it, round by round. ↓ less is better, ↑ more"
         )
         table.add_column("")
         for peer in PEERS:
@@ -832,7 +851,7 @@ class Report:
             label = label if cells else f"**{label}**"
             lines.append(f"| {label} | " + " | ".join(cells or [""] * len(PEERS)) + " |")
         notes = [f"[{number}] {text.replace('|', chr(92) + '|')}" for number, text in enumerate(self.notes, 1)]
-        parts = [head, "\n".join(lines), self.floor(), "  \n".join(notes)]
+        parts = [head, "\n".join(lines), self.floor(), self.quiet(), "  \n".join(notes)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -932,7 +951,7 @@ def report(document: dict[str, Any], output: Path) -> None:
         f"{document['date']}, {about['processor']}, {about['cores']} cores, {about['system']}, "
         f"Python {document['python']}, {document['versions']['go'].get('go', 'Go')}, go-plugin {GO_PLUGIN_VERSION}"
         f"{'; a quick run, and rough' if document['quick'] else ''}. This plugin: the median, and in brackets the "
-        "middle half of what was measured. The others: their median divided by this plugin's. "
+        "middle half of what was measured. The others: the median of their rounds, each divided by this plugin's. "
         "↓ less is better, ↑ more is better."
     )
     (output / "results.md").write_text(table.markdown(head))
