@@ -64,12 +64,13 @@ class Effort:
 FULL = Effort(starts=15, loads=11, window=0.5, waits=7, commands=11, floors=31)
 QUICK = Effort(starts=3, loads=3, window=0.12, waits=1, commands=3, floors=5)
 
-COLOURS = {"ours": "#d55e00", "asyncio": "#e9a06b"}  # of bars that are not grey
+COLOURS = {"ours": "#d55e00", "asyncio": "#e9a06b", "native": "#e9a06b"}  # of bars that are not grey
 MODES = {"plain": "without AutoMTLS", "mtls": "with AutoMTLS"}
 FLIGHTS = (1, 4, 16, 64)
 SIZES = {100: "100 B", 65536: "64 KiB", 4194304: "4 MiB"}
 WAITING = 64
 MANY_WAITING = 1000
+RUNNERS = {"goplugin": "goplugin", "runner": "tf's own runner"}  # of a Terraform provider on PyPI's tf
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,10 @@ class Peer:
 
 OURS = Peer("ours", "this plugin")
 OURS_ON_ASYNCIO = Peer("asyncio", "this plugin, asyncio")
+OURS_ON_NATIVE = Peer("native", "this plugin, pygrpc-native")
+ALL_OURS = [OURS, OURS_ON_ASYNCIO, OURS_ON_NATIVE]
 PEERS = [
-    OURS,
-    OURS_ON_ASYNCIO,
+    *ALL_OURS,
     Peer("upstream", f"upstream's plugin-python {GO_PLUGIN_VERSION}"),
     Peer("python_plugin", "python-plugin 0.1.0"),
     Peer("pyvider", "pyvider-rpcplugin 0.5.5"),
@@ -182,6 +184,8 @@ class Results:
     errors: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     verified: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)  # by mode and peer
     floor: dict[str, list[float]] = field(default_factory=dict)
+    apply: dict[str, list[float]] = field(default_factory=dict)  # seconds, by what runs the provider
+    no_apply: str = ""  # why there is none
 
     def add(self, mode: str, figure: str, peer: Peer, value: float) -> None:
         self.values.setdefault((mode, figure, peer.key), []).append(value)
@@ -212,12 +216,15 @@ class Results:
             answers = {stranger: clean(refusal) or "served" for stranger, refusal in answers.items()}
             refused.setdefault(mode, {})[peer] = answers
         floor = {name: rounded(values) for name, values in self.floor.items()}
-        return {"figures": tree, "strangers refused": refused, "floor": floor}
+        apply = {name: rounded(values) for name, values in self.apply.items()}
+        terraform = {"apply": apply, "error": clean(self.no_apply)}
+        return {"figures": tree, "strangers refused": refused, "floor": floor, "terraform": terraform}
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> "Results":
         """What document() made."""
-        results = cls(floor=document["floor"])
+        terraform = document["terraform"]
+        results = cls(floor=document["floor"], apply=terraform["apply"], no_apply=terraform["error"])
         for mode, tree in document["figures"].items():
             for figure, cells in tree.items():
                 for peer, cell in cells.items():
@@ -392,6 +399,7 @@ def set_up(progress: Progress) -> None:
         list(pool.map(work, tasks[1:]))
     generate_stubs()
     build_one_file()
+    set_up_terraform()
     progress.update(task, description="Set up", visible=False)
 
 
@@ -417,44 +425,80 @@ def build_go() -> None:
 
 def set_up_python(peer: Peer) -> None:
     folder = CACHE / peer.key
-    pins: list[str | Path] = []
-    if peer is OURS:
-        requirements = ROOT / "requirements-dev.txt"  # with the generator, for the peers' stubs
-        pins = ["-c", ROOT / "constraints.txt"]
-        peer.commands = {"plugin": [str(ROOT / "plugin.py")], "waiting": [str(BENCH / "peers/ours/waiting.py")]}
-    else:
-        folder.mkdir(exist_ok=True)
-        for source in (BENCH / "peers" / peer.key).iterdir():
-            if source.is_file():
-                shutil.copy(source, folder)
-        requirements = folder / "requirements.txt"
-        if peer is OURS_ON_ASYNCIO:
-            requirements, pins = ROOT / "requirements.txt", ["-c", ROOT / "constraints.txt"]
-            for source in (*ROOT.glob("kv_pb2*.py"), ROOT / "examples" / "asyncio" / "plugin.py"):
-                shutil.copy(source, folder)
-            shutil.rmtree(folder / "goplugin", ignore_errors=True)
-            shutil.copytree(ROOT / "goplugin", folder / "goplugin")
-        peer.commands = {kind: [str(folder / f"{kind}.py")] for kind in ("plugin", "waiting")}
-    # A new venv whenever what is in it would differ.
-    recipe = "\n".join([sys.version, *(Path(file).read_text() for file in (*pins[1:], requirements))])
-    venv = CACHE / "venvs" / f"{peer.key}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    if not (venv / "complete").exists():
-        run(sys.executable, "-m", "venv", "--clear", venv)
-        run(venv / "bin/pip", "install", "-q", *pins, "-r", requirements)
-        (venv / "complete").touch()
-    for command in peer.commands.values():
-        command.insert(0, str(venv / "bin/python"))
-    installed = json.loads(run(venv / "bin/pip", "list", "--format=json", "--disable-pip-version-check"))
+    folder.mkdir(exist_ok=True)
+    packages: list[str | Path] = ["-r", folder / "requirements.txt"]
+    if peer in ALL_OURS:
+        packages = ["-c", ROOT / "constraints.txt", "-r", ROOT / "requirements.txt"]
+        copy_ours(peer, folder)
+        if peer is OURS:
+            packages += ["grpcio-tools"]  # for the peers' stubs
+        if peer is OURS_ON_NATIVE:
+            packages += ["pygrpc-native"]
+    copy_files(BENCH / "peers" / ("ours" if peer is OURS_ON_NATIVE else peer.key), folder)
+    python = make_venv(peer.key, packages)
+    peer.commands = {kind: [str(python), str(folder / f"{kind}.py")] for kind in ("plugin", "waiting")}
+    installed = json.loads(run(python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"))
     peer.versions = {one["name"]: one["version"] for one in installed if one["name"] not in ("pip", "setuptools")}
 
 
+def copy_files(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+
+
+def copy_ours(peer: Peer, folder: Path) -> None:
+    """This plugin as it is, or as the guide says it is changed for pygrpc-native."""
+    copy_goplugin(folder)
+    for file in ROOT.glob("kv_pb2*.py"):
+        shutil.copy(file, folder)
+    source = (ROOT / ("examples/asyncio/plugin.py" if peer is OURS_ON_ASYNCIO else "plugin.py")).read_text()
+    if peer is OURS_ON_NATIVE:
+        source = source.replace("import grpc\n", "import grpc\nimport pygrpc_native\n")
+        source = source.replace("server = grpc.server(", "server = pygrpc_native.server(")
+    (folder / "plugin.py").write_text(source)
+
+
+def copy_goplugin(folder: Path) -> None:
+    shutil.rmtree(folder / "goplugin", ignore_errors=True)
+    shutil.copytree(ROOT / "goplugin", folder / "goplugin", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def make_venv(name: str, packages: list[str | Path]) -> Path:
+    """Its python. A new venv whenever what is in it would differ."""
+    recipe = "\n".join([sys.version, *(one.read_text() if isinstance(one, Path) else one for one in packages)])
+    venv = CACHE / "venvs" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not (venv / "complete").exists():
+        run(sys.executable, "-m", "venv", "--clear", venv)
+        run(venv / "bin/pip", "install", "-q", *packages)
+        (venv / "complete").touch()
+    return venv / "bin/python"
+
+
+def set_up_terraform() -> None:
+    """Two providers that differ only in what runs them: a folder each, with the executable and Terraform's settings."""
+    folder = CACHE / "terraform"
+    folder.mkdir(exist_ok=True)
+    copy_files(BENCH / "peers" / "terraform", folder)
+    copy_goplugin(folder)
+    python = make_venv("terraform", ["-r", folder / "requirements.txt", "-r", ROOT / "requirements.txt"])
+    for name in RUNNERS:
+        own = folder / name
+        own.mkdir(exist_ok=True)
+        executable = own / "terraform-provider-bench"
+        executable.write_text(f'#!/bin/sh\nexec {python} {folder}/on_{name}.py "$@"\n')
+        executable.chmod(0o755)
+        overrides = f'dev_overrides {{ "example.com/me/bench" = "{own}" }}\n  direct {{}}'
+        (own / "settings.tfrc").write_text(f"provider_installation {{\n  {overrides}\n}}\n")
+
+
 def generate_stubs() -> None:
-    """kv_pb2 and its companion for the peers that a plugin was written for: for grpclib, and for grpc."""
+    """kv_pb2 and its companion for the peers that do not bring them: for grpclib, and for grpc."""
     if OURS.failure:
         sys.exit(f"This plugin {OURS.failure}")
     python = OURS.commands["plugin"][0]
     for peer in PEERS:
-        if peer.key not in ("python_plugin", "pyvider") or peer.failure:
+        if peer.key not in ("python_plugin", "pyvider", "native") or peer.failure:
             continue
         folder = CACHE / peer.key
         generator: list[str | Path] = ["--grpc_python_out", folder]
@@ -488,8 +532,7 @@ def build_one_file() -> None:
         (folder / "complete").touch()
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
-    shutil.rmtree(folder / "goplugin", ignore_errors=True)
-    shutil.copytree(ROOT / "goplugin", folder / "goplugin")
+    copy_goplugin(folder)
     shiv: list[str | Path] = [sys.executable, "-m", "shiv", "--python", python, "--site-packages", folder]
     run(*shiv, "-e", "plugin:main", "-o", ONE_FILE)
 
@@ -513,7 +556,7 @@ class Bench:
     def _steps(self) -> int:
         effort, peers = self.effort, len(PEERS)
         a_mode = 1 + effort.starts + effort.loads * len(LOADS) + 1 + 2 * effort.waits
-        return peers * (a_mode * len(MODES) + effort.commands) + effort.floors
+        return peers * (a_mode * len(MODES) + effort.commands) + effort.floors + effort.commands
 
     def turns(self, rounds: int, label: str) -> Iterator[Peer]:
         """Each peer, as many times; each round begins with another, so that none always follows the same."""
@@ -548,6 +591,8 @@ class Bench:
         self.commands()
         self.phase("start-up floor")
         self.floors()
+        self.phase("terraform apply")
+        self.applies()
         self.phase("done")
         return self.results
 
@@ -731,6 +776,53 @@ class Bench:
             raise PeerError(f"{line!r} is no handshake")
         return seconds
 
+    def applies(self) -> None:
+        """Terraform with the provider, on goplugin and on tf's own runner. A first round that does not count."""
+        program = shutil.which("terraform") or shutil.which("tofu")
+        if not program:
+            self.results.no_apply = "neither terraform nor tofu is installed"
+            return
+        try:
+            for number in range(self.effort.commands + 1):
+                self.progress.update(self.task, description=f"terraform apply, round {number}")
+                for name in RUNNERS if number % 2 else reversed(RUNNERS):
+                    seconds = self.apply(program, name)
+                    if number:
+                        self.results.apply.setdefault(name, []).append(seconds)
+                if number:
+                    self.progress.advance(self.task)
+        except PeerError as error:
+            self.results.no_apply = str(error)
+
+    def apply(self, program: str, name: str) -> float:
+        """The seconds of `terraform apply` of 20 new resources."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as work, tempfile.TemporaryFile("w+", dir=work) as output:
+            shutil.copy(CACHE / "terraform" / "main.tf", work)
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                [program, "apply", "-auto-approve", "-input=false", "-no-color"],
+                cwd=work,
+                env=environment(
+                    TF_CLI_CONFIG_FILE=str(CACHE / "terraform" / name / "settings.tfrc"),
+                    HOME=str(self.folder),  # where tf's runner keeps its key
+                    CHECKPOINT_DISABLE="1",
+                    TMPDIR=str(self.folder),
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                text=True,
+                start_new_session=True,
+            )
+            with ended(process):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                seconds = time.perf_counter() - begin
+            output.seek(0)
+            said = output.read()
+        if "Apply complete! Resources: 20 added" not in said:
+            raise PeerError(said[-400:])
+        return seconds
+
 
 # The report
 
@@ -829,6 +921,17 @@ class Report:
             f"{floor['one file'] * 1e3:.0f} ms, {floor['one file'] / floor['plain']:.2f} of the script's."
         )
 
+    def terraform(self) -> str:
+        apply = {name: statistics.median(values) for name, values in self.results.apply.items()}
+        if len(apply) < len(RUNNERS):
+            return f"`terraform apply` of 20 resources: no, {self.results.no_apply}"
+        ratio = statistics.median(map(operator.truediv, self.results.apply["goplugin"], self.results.apply["runner"]))
+        return (
+            f"`terraform apply` of 20 resources, with a provider on PyPI's tf: {apply['goplugin'] * 1e3:.0f} ms on "
+            f"goplugin, {apply['runner'] * 1e3:.0f} ms on tf's own runner, which keeps its key on disk and verifies "
+            f"nobody; {ratio:.2f} of it, round by round."
+        )
+
     def terminal(self) -> Table:
         table = Table(
             title="This plugin: median (middle half). Others: divided by it, round by round. ↓ less is better, ↑ more"
@@ -851,7 +954,7 @@ class Report:
             label = label if cells else f"**{label}**"
             lines.append(f"| {label} | " + " | ".join(cells or [""] * len(PEERS)) + " |")
         notes = [f"[{number}] {text.replace('|', chr(92) + '|')}" for number, text in enumerate(self.notes, 1)]
-        parts = [head, "\n".join(lines), self.floor(), self.quiet(), "  \n".join(notes)]
+        parts = [head, "\n".join(lines), self.floor(), self.terraform(), self.quiet(), "  \n".join(notes)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -868,11 +971,12 @@ def picture(results: Results, path: Path) -> None:
     names = {
         "ours": "this plugin",
         "asyncio": "the same, asyncio",
+        "native": "pygrpc-native",
         "upstream": "upstream's",
         "python_plugin": "python-plugin",
         "go": "plugin in Go",
     }
-    size = (14, 4.2)
+    size = (14, 4.8)
     chart, axes = pyplot.subplots(len(MODES), len(drawn), figsize=size, sharex="col", sharey=True, layout="constrained")
     for row, (mode, label) in zip(axes, MODES.items(), strict=True):
         row[0].set_ylabel(label, fontweight="bold")
@@ -959,7 +1063,7 @@ def report(document: dict[str, Any], output: Path) -> None:
     console.print(terminal)
     for number, note in enumerate(table.notes, 1):
         console.print(f"[{number}] {note}", markup=False, highlight=False)
-    console.print(table.floor(), markup=False, highlight=False)
+    console.print(f"{table.floor()}\n{table.terraform()}\n{table.quiet()}", markup=False, highlight=False)
     shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     console.print(f"{document['minutes']} minutes. In {shown}: results.json, results.md, results.svg", markup=False)
 

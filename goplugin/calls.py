@@ -26,6 +26,7 @@ class Calls(grpc.ServerInterceptor):
     def __init__(self, threads: Executor) -> None:
         """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
         self.consulted = False  # by the server, which was made with this interceptor then
+        self.instead = ""  # the library that the server is of, if that is not grpcio
         self._threads = threads
         self._pid = os.getpid()
         self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
@@ -49,7 +50,18 @@ class Calls(grpc.ServerInterceptor):
         if seen is not handler:
             guarded = self._guard(handler, method)
             self._guarded[method] = handler, guarded
+            if self.instead and self._is_slow(handler_call_details, handler):
+                _log.warning(
+                    "%s gains nothing from %s: generate its code anew, by grpcio-tools 1.64 or newer (make protos)",
+                    method,
+                    self.instead,
+                )
         return guarded
+
+    def _is_slow(self, handler_call_details: Any, handler: Any) -> bool:
+        """Whether grpcio makes the call, though the other library could: it passes on what it cannot do itself."""
+        ours = handler_call_details.method.startswith((*ALWAYS, "/plugin."))
+        return not ours and not handler.request_streaming and type(handler_call_details).__module__.startswith("grpc.")
 
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = behavior_of(handler)

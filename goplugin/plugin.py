@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -152,6 +153,8 @@ class PluginBase:
             raise TypeError(f"plugin.listen() needs what {self._grpc}.server(...) returned, and was given {what}")
         if self._server:
             raise RuntimeError("plugin.listen() was called twice")
+        library = type(server).__module__.split(".")[0]
+        self._calls.instead = "" if library == "grpc" else library
         services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._calls, self._threads)
         try:
             self._server_cert = self._transport.server_cert()  # first: the companion sends it without being asked
@@ -167,7 +170,8 @@ class PluginBase:
     def _after_start(self, server: Any, address: Address) -> str:
         """Return the handshake line. server: whose stop(grace) can be called in any thread."""
         self._server = server
-        _log.debug("goplugin %s serves, with grpcio %s", __version__, grpc.__version__)
+        instead = f" and {self._calls.instead}" if self._calls.instead else ""
+        _log.debug("goplugin %s serves, with grpcio %s%s", __version__, grpc.__version__, instead)
         if self._by_host:
             multiplex = "false" if self._multiplex else ""
             line = handshake_line(self.version, *address, self._server_cert, multiplex)
@@ -289,9 +293,12 @@ class Plugin(PluginBase):
         """
         address = self._before_start(server)
         try:
-            server.start()
+            with _folder_for(self._calls.instead):
+                server.start()
         except ValueError as error:
             raise RuntimeError("call plugin.listen(server) instead of server.start(), which it does itself") from error
+        except OSError as error:
+            log.exit_with(f"This plugin cannot listen: {error}")
         return self._after_start(server, address)
 
     def wait(self) -> None:
@@ -301,6 +308,24 @@ class Plugin(PluginBase):
         """
         self._before_wait()
         self._lifetime.wait()
+
+
+@contextlib.contextmanager
+def _folder_for(library: str) -> Iterator[None]:
+    """Have the temporary files of a library that is not grpcio go with the companion's, however the plugin ends."""
+    folder = ""
+    with contextlib.suppress(OSError, ValueError):  # there is no companion, or it has no folder
+        folder = os.path.dirname(start.socket_path()) if library else ""
+    if not folder or len(folder) > 60:  # pygrpc-native's socket must fit behind it
+        yield
+        return
+    import tempfile
+
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _started_by_host(config: HandshakeConfig, usage: str | None) -> bool:

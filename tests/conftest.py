@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,17 +39,37 @@ def example(programs: Path) -> Callable[[str], Path]:
     return build
 
 
+@pytest.fixture(scope="session")
+def on_native(programs: Path) -> Path:
+    """plugin.py on pygrpc-native, changed and with its code generated anew as docs/guide.md says."""
+    pytest.importorskip("pygrpc_native", reason="pygrpc-native has no wheel for this machine")
+    folder = programs / "native"
+    folder.mkdir()
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", "--python_out=.", "--grpc_python_out=."]
+    subprocess.run([*command, "kv.proto"], cwd=folder, check=True)
+    source = (ROOT / "plugin.py").read_text()
+    new_import, new_server = "import pygrpc_native\n", "server = pygrpc_native.server(**plugin.server_arguments)\n"
+    assert f"{new_import}\n{new_server}" in (ROOT / "docs" / "guide.md").read_text()
+    source = source.replace("import grpc\n", "import grpc\n" + new_import)
+    source = source.replace("server = grpc.server(**plugin.server_arguments)\n", new_server)
+    assert source.count("pygrpc_native") == 2
+    (folder / "plugin.py").write_text(source)
+    return folder
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests.
 
-    What it says ALSO_ON_ASYNCIO of runs once more with plugins on grpc.aio, but for threads_only tests. These runs are
-    for `make test-all`; test_automtls.py has what only AutoMTLS can break, and test_aio.py what only asyncio can.
+    What it says ALSO_ON_ASYNCIO of runs once more with plugins on grpc.aio, but for threads_only tests, and once more
+    with plugins on pygrpc-native, but for grpcio_only tests. These runs are for `make test-all`; test_automtls.py has
+    what only AutoMTLS can break, and test_aio.py what only asyncio can.
     """
     if "world" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker
         mtls = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False) and not marker("plain_only")
         aio = getattr(metafunc.module, "ALSO_ON_ASYNCIO", False) and not marker("threads_only")
         again = ["AutoMTLS"] * mtls + ["asyncio"] * aio + ["asyncio, AutoMTLS"] * (mtls and aio)
+        again += ["native"] * (aio and not marker("grpcio_only"))  # the modules that run on asyncio run on it too
         slow = [pytest.param(name, marks=pytest.mark.slow) for name in again]
         metafunc.parametrize("world", getattr(metafunc.module, "WORLDS", ["plain", *slow]), indirect=True)
 
@@ -58,5 +79,7 @@ def world(request: pytest.FixtureRequest, host_binary: Path) -> Iterator[World]:
     # Not pytest's tmp_path: the name of a socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="plugin") as folder:
         world = World(Path(folder), host_binary, "AutoMTLS" in request.param, "asyncio" in request.param)
+        if "native" in request.param:
+            world.use_native(request.getfixturevalue("on_native"))
         yield world
         world.close()

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 from google.protobuf.message import Message
+
+import goplugin
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "tests" / "plugins"
@@ -151,7 +154,7 @@ class World:
     """A folder, an environment, and whatever runs in it, of one test."""
 
     def __init__(self, folder: Path, host_binary: Path, auto_mtls: bool, on_asyncio: bool) -> None:
-        self.auto_mtls, self.on_asyncio = auto_mtls, on_asyncio
+        self.auto_mtls, self.on_asyncio, self.on_native = auto_mtls, on_asyncio, False
         self.kv_plugin = ROOT / ("examples/asyncio/plugin.py" if on_asyncio else "plugin.py")
         self.folder = folder / "work"
         self.temporary = folder / "tmp"
@@ -170,6 +173,19 @@ class World:
         self._binary = host_binary
         self._hosts: list[Host] = []
         self._started: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def serves(self) -> str:
+        """What a plugin logs when it serves."""
+        instead = " and pygrpc_native" if self.on_native else ""
+        return f"goplugin {goplugin.__version__} serves, with grpcio {grpc.__version__}{instead}"
+
+    def use_native(self, folder: Path) -> None:
+        """Have plugins use pygrpc-native instead of grpc.server. folder: plugin.py on it, and newly generated code."""
+        self.on_native = True
+        self.kv_plugin = folder / "plugin.py"
+        self.env["PROBE_ON_NATIVE"] = "yes"
+        self.env["PYTHONPATH"] = f"{folder}:{ROOT}"
 
     def host(
         self,

@@ -165,6 +165,7 @@ def test_without_auto_mtls_nothing_of_it_is_started(world: World) -> None:
     assert "cryptography" not in maps
 
 
+@pytest.mark.grpcio_only("pygrpc-native's folder is there too")
 def test_nothing_else_listens(world: World) -> None:
     host = probe.start(world, **MTLS)
     listening = [
@@ -430,6 +431,7 @@ def test_without_fork_the_plugin_says_that_it_cannot(world: World) -> None:
     assert host.logged("(this system has no fork or no Unix sockets). Turn AutoMTLS off", **{"@level": "error"})
 
 
+@pytest.mark.grpcio_only("pygrpc-native has no TLS")
 def test_without_fork_grpcio_does_it_if_that_is_allowed(world: World) -> None:
     """The host is served with TLS, and the log says that everybody else is, too."""
     world.env["ALLOW_UNVERIFIED_CALLERS"] = "1"

@@ -31,6 +31,7 @@ def test_the_plugin_has_no_child(world: World) -> None:
     assert world.companion().ppid() != world.plugin().pid
 
 
+@pytest.mark.grpcio_only("pygrpc-native's folder stays behind")
 @pytest.mark.plain_only("under AutoMTLS the plugin leaves: test_automtls.py")
 def test_the_plugin_goes_on_when_the_companion_has_died(world: World) -> None:
     host = probe.start(world)
@@ -282,6 +283,7 @@ def test_children_do_not_keep_the_host_waiting(world: World) -> None:
             process.kill()
 
 
+@pytest.mark.grpcio_only("pygrpc-native needs it")
 def test_the_folder_may_be_removed(world: World) -> None:
     """By a program that cleans /tmp: the broker gets a new one."""
     world.auto_mtls = True

@@ -49,6 +49,7 @@ def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
         probe.do(host, "dial", [1, "x", 1])
 
 
+@pytest.mark.grpcio_only("health checks share the handlers' pool there")
 def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> None:
     host = probe.start(world)
     probe.do(

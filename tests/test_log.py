@@ -7,13 +7,11 @@ import logging
 import re
 from typing import Any
 
-import grpc
 import probe
 import pytest
 from authors import RIGHT
 from harness import PLUGINS, CallError, Host, World, eventually
 
-import goplugin
 from goplugin.log import hclog_line
 
 ALSO_ON_ASYNCIO = True
@@ -223,5 +221,5 @@ def test_libraries_do_not_flood_the_host(world: World) -> None:
     probe.do(host, "echo", 1)
     host.ask("kill")
     lines = [record for record in host.log() if not record["@module"].startswith("host")]
-    serves = f"goplugin {goplugin.__version__} serves, with grpcio {grpc.__version__}"  # tells a copy from a newer one
+    serves = world.serves  # tells a copy from a newer one
     assert [record["@message"] for record in lines] == [serves, "leaving: Shutdown"]

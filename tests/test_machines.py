@@ -56,6 +56,7 @@ def test_no_companion_to_be_had(world: World, refused: str) -> None:
     assert not list(world.temporary.iterdir())
 
 
+@pytest.mark.grpcio_only("it breaks grpcio")
 def test_grpc_cannot_listen(world: World) -> None:
     script = world.folder / "cannot.py"
     script.write_text(
@@ -70,6 +71,7 @@ def test_grpc_cannot_listen(world: World) -> None:
     assert world.gone(3)
 
 
+@pytest.mark.grpcio_only("pygrpc-native needs one")
 def test_no_temporary_folder(world: World) -> None:
     """A plain plugin needs none; under AutoMTLS it says what to set."""
     script = world.folder / "without.py"

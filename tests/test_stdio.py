@@ -88,6 +88,7 @@ def test_logging_that_prints_does_not_lock_up(world: World) -> None:
     assert host.ask("kill")["seconds"] < 4
 
 
+@pytest.mark.grpcio_only("pygrpc-native may lose it")
 def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
     for size in (10, 1000, 300_000, 900_000) * 3:
         host = probe.start(world)
@@ -96,6 +97,7 @@ def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
         assert stdio(host)[0] == random_bytes(size, size)
 
 
+@pytest.mark.grpcio_only("pygrpc-native keeps more of it")
 @pytest.mark.parametrize("reads", ["never", "stopped"])
 def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World, reads: str) -> None:
     host = probe.start(world, no_stdio=reads == "never", stall_stdout=reads == "stopped")

@@ -1,10 +1,5 @@
 """This project's plugin with a handler that waits: Get of the key "wait" sleeps 100 ms, as any blocking call would."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
-
 import plugin  # first: it imports goplugin before grpc
 
 # isort: split
