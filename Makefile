@@ -8,7 +8,7 @@ help:
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
 	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
 	@echo "make own-protos  the same with an old generator, for every protobuf from 4.25 on; goplugin's too"
-	@echo "make bench     compare the plugin's speed with other plugins': 10 minutes; needs Python 3.11"
+	@echo "make bench     compare the plugin's speed with other plugins': 20 minutes; needs Python 3.11"
 	@echo "make clean     remove everything that these commands made"
 	@echo
 	@echo "The first time, each takes one or two minutes more: it installs packages (and Go, if there is none) into .venv"
