@@ -114,7 +114,7 @@ def test_signals_to_the_process_group(world: World, number: signal.Signals) -> N
     for process in (*world.plugins(), *world.companions()):
         assert os.getpgid(process.pid) == group
         process.send_signal(number)
-    assert world.gone(3)
+    assert world.gone(6)
 
 
 def test_nohup_stays(world: World) -> None:
