@@ -10,6 +10,7 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -150,7 +151,7 @@ class _BinaryStream(io.RawIOBase):
         self.redirected: Write | None = None
         self.name = "<stdout>" if fd == STDOUT else "<stderr>"
         self._fd = fd
-        self._drop_newline = False
+        self._printer = 0  # the thread that has printed the handshake line and has still to end it
 
     def write(self, data: Any) -> int:
         data = memoryview(data).tobytes()
@@ -164,18 +165,18 @@ class _BinaryStream(io.RawIOBase):
     def _take_handshake(self, data: bytes) -> bytes:
         """Pass the handshake line on to the host; return the data without it."""
         global _handshake, _handshake_printed
-        if self._drop_newline:  # print() writes the text and the line's end one after the other
-            self._drop_newline = False
+        if self._printer == threading.get_ident():  # print() writes the text and the line's end one after the other
+            self._printer = 0
             return data.removeprefix(b"\n")
         if not _handshake or _handshake not in data:
             return data
         before, _, after = data.partition(_handshake)
-        self._drop_newline = not after
+        self._printer = 0 if after else threading.get_ident()
+        line, _handshake = _handshake, b""
         if not _handshake_printed:
             _handshake_printed = True
-            os.write(host_stdout, _handshake + b"\n")
-            redirect(_after_handshake)
-        _handshake = b""
+            redirect(_after_handshake)  # first: the host calls as soon as it has the line, and handlers may print
+            os.write(host_stdout, line + b"\n")
         return before + after.removeprefix(b"\n")
 
     def writable(self) -> bool:

@@ -129,3 +129,24 @@ def test_host_leaves_in_the_middle(world: World) -> None:
     time.sleep(0.2)
     host.ask("disconnect")
     assert host.ask("kill")["seconds"] < 4
+
+
+def test_a_host_that_is_fast(world: World) -> None:
+    """It calls before print() has written the end of the handshake line: that line's end is not a handler's output."""
+    script = world.folder / "fast.py"
+    script.write_text(
+        "import goplugin, os, threading, plugin\n"
+        "write = os.write\n"
+        "def write_and_print(fd, data):\n"
+        "    written = write(fd, data)\n"
+        "    if data.startswith(b'1|1|'):\n"
+        "        handler = threading.Thread(target=print, args=('from a handler',))\n"
+        "        handler.start(), handler.join()\n"
+        "    return written\n"
+        "os.write = write_and_print\n"
+        "plugin.main()\n"
+    )
+    host = world.started(script)
+    assert eventually(lambda: stdio(host)[0])
+    host.ask("kill")
+    assert stdio(host)[0] == b"from a handler\n"
