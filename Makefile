@@ -25,7 +25,6 @@ test-all: .venv/testing go
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	for file in examples/*/plugin.py; do .venv/bin/mypy "$$file" || exit; done
 	cd tests/host && go vet ./...
 	cd bench/host && go vet ./...
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
@@ -44,12 +43,13 @@ new:
 	$(if $(FROM),$(if $(wildcard examples/$(FROM)/plugin.py),,$(error FROM is one of: $(notdir $(wildcard examples/*)))))
 	@test ! -e "$(DIR)" || { echo "$(DIR) is there already: choose a folder that is not" >&2; exit 1; }
 	@mkdir -p "$(DIR)/tests"
-	@cp -R plugin.py *.proto *_pb2*.py* goplugin requirements.txt requirements-dev.txt venv.mk .gitignore "$(DIR)"
+	@cp -R plugin.py goplugin requirements.txt requirements-dev.txt venv.mk .gitignore "$(DIR)"
 	@cp -R starter/. "$(DIR)"
 	@cp tests/test_plugin.py "$(DIR)/tests"
 	$(if $(FROM),@cp -R "examples/$(FROM)/." "$(DIR)")
+	@! grep -q kv_pb2 "$(DIR)/plugin.py" || cp kv.proto kv_pb2*.py* "$(DIR)"
 	@find "$(DIR)" -name __pycache__ -prune -exec rm -rf {} +
-	@echo "$(DIR) has a plugin that works: \`make test\` there tests it. Make it yours:"
+	@echo "$(DIR) has a plugin that works: README.md there says how to run it, and how to make it yours:"
 	@sed -n '/^1\. /,/^$$/p' "$(DIR)/README.md"
 
 # `.venv/bin/python bench/bench.py --quick` takes two minutes.

@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -365,13 +363,3 @@ def test_a_thread_of_its_own_may_run_the_loop(world: World) -> None:
     put(host, "k", b"v")
     assert host.ask("kill")["seconds"] < 1.9
     assert not [record for record in host.log() if record["@level"] == "error"]
-
-
-def test_its_readme(world: World) -> None:
-    for name in ("examples", "goplugin", "kv_pb2.py", "kv_pb2_grpc.py"):
-        (world.folder / name).symlink_to(ROOT / name)
-    (block,) = re.findall(r"```console\n(.*?)```", (ROOT / "examples/asyncio/README.md").read_text(), re.DOTALL)
-    commands = "\n".join(line.removeprefix("$ ") for line in block.splitlines())
-    env = {**world.env, "PATH": f"{Path(sys.executable).parent}:{world.env['PATH']}"}
-    subprocess.run(["sh", "-e", "-c", commands], cwd=world.folder, env=env, check=True)
-    assert (world.folder / "kv_hello").read_bytes() == b"world\n\nWritten from plugin-python"

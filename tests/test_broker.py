@@ -13,7 +13,7 @@ from pathlib import Path
 
 import probe
 import pytest
-from harness import PLUGINS, CallError, Host, World, eventually
+from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 
 from goplugin.services import host_pb2
 
@@ -32,10 +32,11 @@ def serve(host: Host) -> int:
 @pytest.mark.plain_only("a host of its own")
 def test_go_plugins_bidirectional_example(world: World, example: Callable[[str], Path]) -> None:
     folder = world.folder / "counter"
-    shutil.copytree(PLUGINS / "counter", folder)
+    shutil.copytree(ROOT / "examples" / "bidirectional", folder)
+    shutil.copy(PLUGINS / "counter_on_asyncio.py", folder)
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--python_out=.", "--grpc_python_out=."]
     subprocess.run([*protoc, "counter.proto"], cwd=folder, check=True)
-    script = folder / ("counter_on_asyncio.py" if world.on_asyncio else "counter_plugin.py")
+    script = folder / ("counter_on_asyncio.py" if world.on_asyncio else "plugin.py")
     env = {**world.env, "COUNTER_PLUGIN": shlex.join([sys.executable, str(script)])}
 
     def counter(*arguments: str) -> str:
