@@ -1,0 +1,50 @@
+"""How Terraform finds the provider: `make launcher` while you develop it, `make dist` for everybody else."""
+
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from provider import Notes
+
+HERE = Path(__file__).resolve().parent
+SOURCE = Notes().full_name()  # HOSTNAME/NAMESPACE/TYPE
+PROGRAM = f"terraform-provider-{SOURCE.rsplit('/', maxsplit=1)[-1]}"
+ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+def launcher() -> None:
+    """Write a script that runs plugin.py here, and Terraform's settings to use it, without `terraform init`."""
+    folder = HERE / "dist" / "launcher"
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / PROGRAM
+    script.write_text(f'#!/bin/sh\nexec "{HERE}/.venv/bin/python" "{HERE}/plugin.py" "$@"\n')
+    script.chmod(0o755)
+    overrides = f'dev_overrides {{\n    "{SOURCE}" = "{folder}"\n  }}\n  direct {{}}'
+    (folder / "terraform.tfrc").write_text(f"provider_installation {{\n  {overrides}\n}}\n")
+    print(f"export TF_CLI_CONFIG_FILE={folder / 'terraform.tfrc'}")
+
+
+def dist(version: str) -> None:
+    """Build the archive for the machine that this runs on, with a folder that needs no Python and unpacks nothing."""
+    system, machine = platform.system().lower(), platform.machine()
+    target = f"{system}_{ARCHITECTURES.get(machine, machine)}"
+    build, output = HERE / "build", HERE / "dist"
+    executable = f"{PROGRAM}_v{version}"
+    shutil.rmtree(build, ignore_errors=True)
+    pyinstaller = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--onedir", "--log-level=WARN"]
+    folders = ["--distpath", build, "--workpath", build / "work", "--specpath", build]
+    subprocess.run([*pyinstaller, *folders, "--name", executable, HERE / "plugin.py"], check=True)
+    output.mkdir(exist_ok=True)
+    name = f"{PROGRAM}_{version}"
+    shutil.make_archive(str(output / f"{name}_{target}"), "zip", build / executable)
+    archives = sorted(output.glob(f"{name}_*.zip"))
+    sums = [f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n" for archive in archives]
+    (output / f"{name}_SHA256SUMS").write_text("".join(sums))
+    print(f"dist/{name}_{target}.zip, and its checksum in dist/{name}_SHA256SUMS")
+
+
+if __name__ == "__main__":
+    launcher() if sys.argv[1] == "launcher" else dist(sys.argv[1])

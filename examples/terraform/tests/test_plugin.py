@@ -1,0 +1,91 @@
+"""plugin.py, tested by a host in Python, without Go and Terraform: with the calls that Terraform makes."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tf.gen import tfplugin_pb2 as pb
+from tf.gen import tfplugin_pb2_grpc
+from tf.types import Unknown
+from tf.utils import read_dynamic_value, to_dynamic_value
+
+import goplugin.testing
+from plugin import HANDSHAKE
+
+PLUGIN = Path(__file__).parent.parent / "plugin.py"
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Iterator[Any]:
+    """The provider, started and configured as Terraform does, with AutoMTLS; its stub."""
+    command = [sys.executable, str(PLUGIN)]
+    with goplugin.testing.start(command, HANDSHAKE, auto_mtls=True, cwd=tmp_path) as client:
+        stub: Any = tfplugin_pb2_grpc.ProviderStub(client.channel)
+        config = to_dynamic_value({"folder": str(tmp_path)})
+        assert not stub.ConfigureProvider(pb.ConfigureProvider.Request(config=config)).diagnostics
+        yield stub
+    assert client.exit_code == 0
+
+
+def apply(provider: Any, prior: dict[str, Any] | None, planned: dict[str, Any] | None) -> Any:
+    """Plan a change, unless it is to remove the note, and apply it; the answer to that."""
+    prior_state, state = to_dynamic_value(prior), to_dynamic_value(planned)
+    if planned:
+        plan = provider.PlanResourceChange(
+            pb.PlanResourceChange.Request(
+                type_name="notes_note", prior_state=prior_state, proposed_new_state=state, config=state
+            )
+        )
+        assert not plan.diagnostics
+        state = plan.planned_state
+    return provider.ApplyResourceChange(
+        pb.ApplyResourceChange.Request(type_name="notes_note", prior_state=prior_state, planned_state=state)
+    )
+
+
+def note(**given: Any) -> dict[str, Any]:
+    return {"id": None, "name": "n", "text": "one", "size": None, **given}
+
+
+def test_schema(provider: Any) -> None:
+    schema = provider.GetProviderSchema(pb.GetProviderSchema.Request())
+    assert set(schema.resource_schemas) == set(schema.data_source_schemas) == {"notes_note"}
+    assert set(schema.functions) == {"slug"}
+
+
+def test_create_update_and_delete(provider: Any, tmp_path: Path) -> None:
+    state = read_dynamic_value(apply(provider, None, note()).new_state)
+    assert state == {"id": "n", "name": "n", "text": "one", "size": 3}
+    state = read_dynamic_value(apply(provider, state, {**state, "text": "three"}).new_state)
+    assert state["size"] == 5
+    assert (tmp_path / "n").read_text() == "three"
+    apply(provider, state, None)
+    assert not (tmp_path / "n").exists()
+
+
+def test_an_error_names_the_attribute(provider: Any, tmp_path: Path) -> None:
+    (tmp_path / "n").write_text("not Terraform's")
+    (diagnostic,) = apply(provider, None, note()).diagnostics
+    assert (diagnostic.summary, diagnostic.attribute.steps[0].attribute_name) == ("The note cannot be created", "name")
+    assert (tmp_path / "n").read_text() == "not Terraform's"
+
+
+@pytest.mark.parametrize(("name", "errors"), [("n", 0), ("../n", 1), (".n", 1), ("", 1), (Unknown, 0)])
+def test_validate(provider: Any, name: Any, errors: int) -> None:
+    request = pb.ValidateResourceConfig.Request(type_name="notes_note", config=to_dynamic_value(note(name=name)))
+    assert len(provider.ValidateResourceConfig(request).diagnostics) == errors
+
+
+def test_import(provider: Any, tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("text")
+    answer = provider.ImportResourceState(pb.ImportResourceState.Request(type_name="notes_note", id="old"))
+    assert read_dynamic_value(answer.imported_resources[0].state)["size"] == 4
+    answer = provider.ImportResourceState(pb.ImportResourceState.Request(type_name="notes_note", id="nothing"))
+    assert [diagnostic.summary for diagnostic in answer.diagnostics] == ["There is no such note"]
+
+
+def test_function(provider: Any) -> None:
+    request = pb.CallFunction.Request(name="slug", arguments=[to_dynamic_value("Hello, World")])
+    assert read_dynamic_value(provider.CallFunction(request).result) == "hello-world"
