@@ -1,0 +1,42 @@
+# Builds hosts into .hosts, from their modules in the Go module proxy: sh tests/hosts.sh tflint tofu vault
+# The modules of a host are not compiled into this project; their licences are MPL-2.0 (tflint, tofu) and BUSL-1.1 (vault).
+set -eu
+
+module() { # of a host, and its version
+    case $1 in
+    tflint) echo github.com/terraform-linters/tflint@v0.64.0 ;;
+    tofu) echo github.com/opentofu/opentofu@v1.12.6 ;;
+    vault) echo github.com/hashicorp/vault@v1.21.0 ;;
+    *) echo "$1 is no host that can be built here: tflint, tofu and vault are" >&2 && return 1 ;;
+    esac
+}
+
+build() { # the module's own go.mod counts, with its replacements: so it is built in a copy of its folder
+    target=$PWD/.hosts/$1
+    source=$(go mod download -json "$(module "$1")" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+    copy=$(mktemp -d)
+    trap 'rm -rf "$copy"' EXIT
+    cp -R "$source/." "$copy"
+    chmod -R u+w "$copy"
+    cd "$copy"
+    case $1 in
+    tflint) go build -o "$target" . ;;
+    tofu) go build -o "$target" ./cmd/tofu ;;
+    vault) # its replacements by folders of its repository are not in the module
+        for part in api api/auth/approle api/auth/kubernetes api/auth/userpass sdk; do
+            go mod edit -dropreplace=github.com/hashicorp/vault/$part
+        done
+        go build -mod=mod -tags minimal -o "$target" . ;;
+    esac
+    cd - >/dev/null
+}
+
+mkdir -p .hosts
+for host in "$@"; do
+    wanted=$(module "$host")
+    if [ "$(cat ".hosts/$host.version" 2>/dev/null)" != "$wanted" ]; then
+        echo "Building $wanted: a few minutes, once ..."
+        (build "$host")
+        echo "$wanted" >".hosts/$host.version"
+    fi
+done
