@@ -1,9 +1,10 @@
 # The commands of the project; `make` alone lists them. Each installs what it needs into .venv.
 help:
 	@echo "make demo      run plugin.py with go-plugin's own example host"
-	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=asyncio]"
+	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=one of examples/]"
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
+	@echo "make hosts     build tflint and OpenTofu, for the tests of the examples: 5 minutes, once; HOSTS=vault builds Vault"
 	@echo "make lint      check style and types"
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
 	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
@@ -20,8 +21,13 @@ demo: .venv/running go
 test: .venv/testing go
 	.venv/bin/pytest
 
-test-all: .venv/testing go
+test-all: .venv/testing hosts
 	.venv/bin/pytest -m slow
+
+# Programs that the examples are plugins of. `terraform` is taken from PATH, if it is there.
+HOSTS ?= tflint tofu
+hosts: go
+	@sh tests/hosts.sh $(HOSTS)
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -58,7 +64,7 @@ bench: .venv/running go
 	.venv/bin/python bench/bench.py
 
 clean:
-	rm -rf .venv .venv-protos demo build dist *.pyz *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
+	rm -rf .venv .venv-protos .hosts demo build dist *.pyz *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/testing: .venv/developing tests/requirements.txt
@@ -71,4 +77,4 @@ go: .venv/running
 
 include venv.mk
 
-.PHONY: help demo new test test-all lint matrix own-protos bench clean go
+.PHONY: help demo new test test-all hosts lint matrix own-protos bench clean go

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from harness import ROOT, World
 
+from examples import Example
+
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Path]:
@@ -37,6 +39,20 @@ def example(programs: Path) -> Callable[[str], Path]:
         return binary
 
     return build
+
+
+@pytest.fixture(scope="session")
+def copies(programs: Path) -> Callable[[str], Example]:
+    """Copies of the examples, each made once: copies("terraform")."""
+    made: dict[str, Example] = {}
+
+    def copy(name: str) -> Example:
+        if name not in made:
+            (programs / f"copy-{name}").mkdir()
+            made[name] = Example(name, programs / f"copy-{name}")
+        return made[name]
+
+    return copy
 
 
 @pytest.fixture(scope="session")

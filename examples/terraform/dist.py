@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def launcher() -> None:
     script.chmod(0o755)
     overrides = f'dev_overrides {{\n    "{SOURCE}" = "{folder}"\n  }}\n  direct {{}}'
     (folder / "terraform.tfrc").write_text(f"provider_installation {{\n  {overrides}\n}}\n")
-    print(f"export TF_CLI_CONFIG_FILE={folder / 'terraform.tfrc'}")
+    print(f"export TF_CLI_CONFIG_FILE={shlex.quote(str(folder / 'terraform.tfrc'))}")
 
 
 def dist(version: str) -> None:

@@ -1,0 +1,24 @@
+terraform {
+  required_providers {
+    notes = {
+      source = "example.com/me/notes"
+    }
+  }
+}
+
+provider "notes" {
+  folder = "."
+}
+
+resource "notes_note" "hello" {
+  name = provider::notes::slug("Hello, World")
+  text = "from Terraform"
+}
+
+data "notes_note" "hello" {
+  name = notes_note.hello.name
+}
+
+output "note" {
+  value = "${data.notes_note.hello.name} has ${notes_note.hello.size} characters"
+}

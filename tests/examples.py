@@ -1,0 +1,85 @@
+"""The examples, as people copy them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import ROOT, World
+
+HOSTS = ROOT / ".hosts"  # where `make hosts` puts them
+
+
+class Example:
+    """A copy of an example, made by the first two commands of its README, with a class renamed."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        """folder: an empty one."""
+        self.name = name
+        project = folder / "project"
+        skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", "bench", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, project, ignore=skipped)
+        new, cd, *_ = self.typed(self.console_blocks()[0]).splitlines()
+        subprocess.run(["sh", "-e", "-c", new], cwd=project, check=True)
+        self.folder = (project / cd.removeprefix("cd ")).resolve()
+        if name == "terraform":  # its framework needs an older protobuf than what is installed
+            subprocess.run(["make", ".venv/developing"], cwd=self.folder, check=True)
+        else:
+            (self.folder / ".venv").symlink_to(sys.prefix)
+            for file in ("requirements.txt", "requirements-dev.txt"):
+                os.utime(self.folder / file, (0, 0))  # older than what is installed
+        source = self.folder / ("provider.py" if name == "terraform" else "plugin.py")
+        text = source.read_text()
+        class_name = re.findall(r"^class (\w+)\(", text, re.MULTILINE)[-1]
+        source.write_text(re.sub(rf"(?<!\.)\b{class_name}\b", f"My{class_name}", text))
+
+    @staticmethod
+    def names() -> list[str]:
+        """All of them."""
+        return sorted(path.name for path in (ROOT / "examples").iterdir())
+
+    @staticmethod
+    def group(name: str) -> Any:
+        """For tests that use the same copy: one process of pytest runs them all, and makes it once."""
+        return pytest.mark.xdist_group(f"example {name}")
+
+    def console_blocks(self) -> list[str]:
+        """The commands and listings of its README."""
+        text = (ROOT / "examples" / self.name / "README.md").read_text()
+        return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+    @staticmethod
+    def typed(block: str) -> str:
+        """What people type."""
+        return "\n".join(line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ "))
+
+    @staticmethod
+    def shown(block: str) -> str:
+        """What they then see."""
+        return "".join(line + "\n" for line in block.splitlines() if not line.startswith("$ "))
+
+    def run(self, world: World, commands: str, code: int = 0, **options: Any) -> str:
+        """Run them in one shell, in the copy; what they print. Afterwards no process is left."""
+        world.env.pop("PYTHONPATH", None)  # it needs nothing of the project that it was copied from
+        world.env["PYTEST_ADDOPTS"] = f"--basetemp={world.folder / 'pytest'}"  # pytest leaves that behind
+        process = world.run("sh", "-e", "-c", commands, **{"cwd": self.folder, **options})
+        out, err = process.communicate()
+        said = f"{commands}\n{out.decode()}\n{err.decode()}"
+        assert process.returncode == code, said
+        assert not world.processes(), said
+        return out.decode()
+
+
+def programs(*names: str) -> list[Any]:
+    """The hosts that are there, as parameters; the others are skipped by name."""
+    found = []
+    for name in names:
+        built = HOSTS / name
+        path = str(built) if built.exists() else shutil.which(name)
+        reason = f"{name} is not there: `make hosts` builds tflint and tofu, `make hosts HOSTS=vault` vault"
+        found.append(pytest.param(path, id=name, marks=[pytest.mark.skipif(not path, reason=reason)]))
+    return found

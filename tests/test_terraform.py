@@ -1,0 +1,190 @@
+"""The provider of examples/terraform, under Terraform and OpenTofu."""
+
+import os
+import re
+import shutil
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import World, eventually
+
+from examples import Example, programs
+
+pytestmark = [
+    Example.group("terraform"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.parametrize("host", programs("terraform", "tofu")),
+]
+
+
+@pytest.fixture
+def provider(world: World, copies: Callable[[str], Example]) -> Example:
+    """The example, found by its launcher, with a folder of Terraform files in the world's."""
+    example = copies("terraform")
+    export = example.run(world, "make --silent launcher").split()[1]
+    name, _, value = export.partition("=")
+    world.env |= {name: value, "CHECKPOINT_DISABLE": "1", "TF_CLI_ARGS": "-no-color"}
+    shutil.copytree(example.folder / "example", world.folder, dirs_exist_ok=True)
+    return example
+
+
+def edit(world: World, before: str, after: str) -> None:
+    file = world.folder / "main.tf"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+
+
+def test_what_the_readme_shows(world: World, provider: Example, host: str) -> None:
+    _, with_host, *_ = provider.console_blocks()
+    (world.folder / "bin").mkdir()
+    (world.folder / "bin" / "terraform").symlink_to(host)
+    world.env["PATH"] = f"{world.folder / 'bin'}:{world.env['PATH']}"
+    try:
+        said = provider.run(world, provider.typed(with_host))
+        assert said.endswith(provider.shown(with_host).rstrip())
+    finally:
+        for path in ("terraform.tfstate", "hello-world"):
+            (provider.folder / "example" / path).unlink(missing_ok=True)
+
+
+def test_the_life_of_a_resource(world: World, provider: Example, host: str) -> None:
+    """After each command, no process is left."""
+
+    def run(arguments: str, code: int = 0) -> str:
+        return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
+
+    note = world.folder / "hello-world"
+    assert "1 to add" in run("plan")
+    run("apply -auto-approve")
+    assert note.read_text() == "from Terraform"
+    assert "No changes" in run("plan -detailed-exitcode")
+    edit(world, '"from Terraform"', '"changed by Terraform"')
+    assert "0 added, 1 changed, 0 destroyed" in run("apply -auto-approve")
+    assert note.read_text() == "changed by Terraform"
+    assert run("output -raw note") == "hello-world has 20 characters"
+    edit(world, '"Hello, World"', '"Another"')
+    assert "1 added, 0 changed, 1 destroyed" in run("apply -auto-approve")  # the name requires replacement
+    assert not note.exists()
+    (world.folder / "another").unlink()
+    assert "1 to add" in run("plan")  # it is gone, by other hands
+    run("apply -auto-approve")
+    run("state rm notes_note.hello")
+    assert "There is no such note" in run("import notes_note.hello nothing", 1)
+    assert "Import successful!" in run("import notes_note.hello another")
+    assert "1 destroyed" in run("destroy -auto-approve")
+    assert not (world.folder / "another").exists()
+
+
+def test_errors_show_the_line(world: World, provider: Example, host: str) -> None:
+    (world.folder / "hello-world").write_text("not Terraform's")
+    said = provider.run(world, f"'{host}' apply -auto-approve 2>&1", 1, cwd=world.folder)
+    assert "Error: The note cannot be created" in said
+    assert "hello-world: File exists." in said
+    assert re.search(r"on main.tf line \d+, in resource \"notes_note\" \"hello\":\n.*\d+: +name +=", said)
+    edit(world, 'provider::notes::slug("Hello, World")', '".hidden"')
+    said = provider.run(world, f"'{host}' validate 2>&1", 1, cwd=world.folder)
+    assert "This is no name for a note" in said
+    edit(world, '".hidden"', 'provider::notes::slug("!")')
+    said = provider.run(world, f"'{host}' validate 2>&1", 1, cwd=world.folder)
+    assert "The title has no letters or digits" in re.sub(r"\s+│?\s*", " ", said)
+
+
+def test_the_log_has_levels(world: World, provider: Example, host: str) -> None:
+    world.env |= {"TF_LOG_PROVIDER": "INFO", "TF_LOG_PATH": str(world.folder / "log")}
+    provider.run(world, f"'{host}' apply -auto-approve", cwd=world.folder)
+    log = (world.folder / "log").read_text()
+    assert re.search(r"\[INFO\] +provider.terraform-provider-notes: created: .*path=hello-world", log)
+    assert not re.search(r"\[(ERROR|WARN)\] +provider.terraform-provider-notes", log)
+
+
+def test_attaching_to_a_debugged_provider(world: World, provider: Example, host: str) -> None:
+    plugin = world.run(
+        provider.folder / ".venv/bin/python", provider.folder / "plugin.py", "--debug", "example.com/me/notes"
+    )
+    assert plugin.stdout
+    world.env["TF_REATTACH_PROVIDERS"] = plugin.stdout.readline().decode()
+    for _ in range(2):
+        apply = world.run(host, "apply", "-auto-approve")
+        out, err = apply.communicate()
+        assert apply.returncode == 0, (out + err).decode()
+    assert plugin.poll() is None
+    plugin.send_signal(signal.SIGTERM)
+    assert plugin.wait(5) == 0
+    (world.folder / "hello-world").unlink()
+
+
+def test_the_provider_leaves_when_terraform_is_killed(world: World, provider: Example, host: str) -> None:
+    """With a call in flight, which waits for a pipe that nobody writes to."""
+    os.mkfifo(world.folder / "waits")
+    edit(world, "notes_note.hello.name\n", '"waits"\n')
+    plan = world.run(host, "plan", "-input=false")
+    writer = eventually(lambda: writer_of(world.folder / "waits"))
+    assert writer
+    plan.kill()
+    assert world.gone(5)
+    os.close(writer)
+
+
+def writer_of(pipe: Path) -> int:
+    """A descriptor to write to the pipe; 0 as long as nobody has opened it to read."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+
+
+def test_dist(world: World, provider: Example, host: str) -> None:
+    """What `make dist` builds, from a mirror, beside another provider, without Python."""
+    if not (provider.folder / "dist" / "terraform-provider-notes_0.1.0_SHA256SUMS").exists():
+        provider.run(world, provider.typed(provider.console_blocks()[2]))
+    provider.run(world, "sha256sum --check *SHA256SUMS", cwd=provider.folder / "dist")
+    (archive,) = (provider.folder / "dist").glob("*.zip")
+    mirror = world.folder / "mirror" / "example.com" / "me"
+    (mirror / "notes").mkdir(parents=True)
+    shutil.copy(archive, mirror / "notes")
+    target = archive.stem.removeprefix("terraform-provider-notes_0.1.0_")
+    (mirror / "other").mkdir()
+    with zipfile.ZipFile(mirror / "other" / f"terraform-provider-other_2.0.0_{target}.zip", "w") as other:
+        other.write(
+            provider.folder / "dist" / "launcher" / "terraform-provider-notes", "terraform-provider-other_v2.0.0"
+        )
+    settings = world.folder / "mirror.tfrc"
+    settings.write_text(
+        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{mirror.parent.parent}"\n  }}\n}}\n'
+    )
+    alone = (world.folder / "main.tf").read_text()
+    edit(
+        world,
+        '      source = "example.com/me/notes"\n    }\n',
+        '      source = "example.com/me/notes"\n    }\n    other = {\n      source = "example.com/me/other"\n    }\n',
+    )
+    with (world.folder / "main.tf").open("a") as file:
+        file.write(
+            '\nprovider "other" {\n  folder = "."\n}\n\nresource "notes_note" "other" {\n  provider = other\n'
+            '  name = "other"\n  text = "x"\n}\n'
+        )
+    world.env |= {"TF_CLI_CONFIG_FILE": str(settings)}
+    provider.run(world, f"'{host}' init", cwd=world.folder)
+    lock = (world.folder / ".terraform.lock.hcl").read_text()
+    assert re.search(r'provider "example.com/me/notes" {\n  version = "0.1.0"\n  hashes = \[\n    "h1:', lock)
+    provider.run(world, f"'{host}' apply -auto-approve", cwd=world.folder)
+    assert (world.folder / "other").read_text() == "x"
+    provider.run(world, f"'{host}' destroy -auto-approve", cwd=world.folder)
+    # Without Python: none in PATH, and the venv that the provider was built in is gone.
+    (world.folder / "main.tf").write_text(alone.replace('"from Terraform"', '"without Python"'))
+    venv = provider.folder / ".venv"
+    venv.rename(provider.folder / "away")
+    try:
+        world.env["PATH"] = str(world.folder / "nothing")
+        apply = world.run(host, "apply", "-auto-approve")
+        out, err = apply.communicate()
+        assert apply.returncode == 0, (out + err).decode()
+    finally:
+        (provider.folder / "away").rename(venv)
+    assert not world.processes()
+    assert (world.folder / "hello-world").read_text() == "without Python"
