@@ -83,3 +83,11 @@ def programs(*names: str) -> list[Any]:
         reason = f"{name} is not there: `make hosts` builds tflint and tofu, `make hosts HOSTS=vault` vault"
         found.append(pytest.param(path, id=name, marks=[pytest.mark.skipif(not path, reason=reason)]))
     return found
+
+
+def writer_of(pipe: Path) -> int:
+    """A descriptor to write to the pipe; 0 as long as nobody has opened it to read."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0

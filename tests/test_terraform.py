@@ -6,12 +6,11 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from harness import World, eventually
 
-from examples import Example, programs
+from examples import Example, programs, writer_of
 
 pytestmark = [
     Example.group("terraform"),
@@ -128,14 +127,6 @@ def test_the_provider_leaves_when_terraform_is_killed(world: World, provider: Ex
     plan.kill()
     assert world.gone(5)
     os.close(writer)
-
-
-def writer_of(pipe: Path) -> int:
-    """A descriptor to write to the pipe; 0 as long as nobody has opened it to read."""
-    try:
-        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return 0
 
 
 def test_dist(world: World, provider: Example, host: str) -> None:
