@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ def check(runner, *, fix):
 
 
 @pytest.fixture
-def ruleset(world: World, copies: Callable[[str], Example], host: str) -> Example:
+def ruleset(world: World, copies: Callable[[str], Example], host: str) -> Iterator[Example]:
     """The example, as its README prepares it, with its files in the world's folder."""
     example = copies("tflint")
     example.run(world, "make protos")
@@ -33,7 +33,10 @@ def ruleset(world: World, copies: Callable[[str], Example], host: str) -> Exampl
     for name in ("plugin.py", ".venv", "goplugin", "tflint_pb2.py", "tflint_pb2_grpc.py"):
         (world.folder / "ruleset" / name).symlink_to(example.folder / name)
     world.env["PATH"] = f"{Path(host).parent}:{world.env['PATH']}"
-    return example
+    yield example
+    for path in world.temporary.iterdir():
+        if path.is_socket():  # of tflint's broker: it may exit before it has removed them
+            path.unlink()
 
 
 def test_what_the_readme_shows(world: World, ruleset: Example, host: str) -> None:
@@ -69,5 +72,3 @@ def test_the_ruleset_leaves_when_tflint_is_killed(world: World, ruleset: Example
     tflint.kill()
     assert world.gone(5)
     os.close(writer)
-    for path in world.temporary.iterdir():  # the killed host's sockets
-        path.unlink()
