@@ -7,9 +7,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def console_blocks() -> list[str]:
-    """The commands and listings of README and docs/guide.md, in their order."""
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
+def console_blocks(*names: str) -> list[str]:
+    """The commands and listings of these documents, in their order; by default of README and docs/guide.md."""
+    text = "".join((ROOT / name).read_text() for name in names or ("README.md", "docs/guide.md"))
     return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 

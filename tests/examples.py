@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from harness import ROOT, World
 
+import docs
+
 HOSTS = ROOT / ".hosts"  # where `make hosts` puts them
 
 
@@ -49,8 +51,7 @@ class Example:
 
     def console_blocks(self) -> list[str]:
         """The commands and listings of its README."""
-        text = (ROOT / "examples" / self.name / "README.md").read_text()
-        return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        return docs.console_blocks(f"examples/{self.name}/README.md")
 
     @staticmethod
     def typed(block: str) -> str:

@@ -1,5 +1,5 @@
 # Builds hosts into .hosts, from their modules in the Go module proxy: sh tests/hosts.sh tflint tofu vault
-# The modules of a host are not compiled into this project; their licences are MPL-2.0 (tflint, tofu) and BUSL-1.1 (vault).
+# They are for the tests alone; nothing of them is in this project. Their licences: MPL-2.0 (tflint, tofu), BUSL-1.1 (vault).
 set -eu
 
 module() { # of a host, and its version
@@ -34,7 +34,7 @@ build() { # the module's own go.mod counts, with its replacements: so it is buil
 mkdir -p .hosts
 for host in "$@"; do
     wanted=$(module "$host")
-    if [ "$(cat ".hosts/$host.version" 2>/dev/null)" != "$wanted" ]; then
+    if [ ! -x ".hosts/$host" ] || [ "$(cat ".hosts/$host.version" 2>/dev/null)" != "$wanted" ]; then
         echo "Building $wanted: a few minutes, once ..."
         (build "$host")
         echo "$wanted" >".hosts/$host.version"
