@@ -971,7 +971,7 @@ def picture(results: Results, path: Path) -> None:
     names = {
         "ours": "this plugin",
         "asyncio": "the same, asyncio",
-        "native": "pygrpc-native",
+        "native": "the same, pygrpc-native",
         "upstream": "upstream's",
         "python_plugin": "python-plugin",
         "go": "plugin in Go",
