@@ -54,14 +54,17 @@ def test_put_survives_sigkill(world: World) -> None:
 
 
 def is_being_written(folder: Path, size: int) -> bool:
-    return any(file.stat().st_size > size for file in folder.glob(".kv_*"))
+    with contextlib.suppress(FileNotFoundError):  # it got its own name since it was listed
+        return any(file.stat().st_size > size for file in folder.glob(".kv_*"))
+    return False
 
 
 @pytest.mark.slow
 def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
     midway = 0
-    for attempt in range(8):
+    for attempt in range(40):  # when the kill comes is a matter of luck: until it was midway twice
         host = world.started()
+        plugin = world.plugin()
         put(host, "hello", b"old")
         begun = host.begin(
             "call",
@@ -69,9 +72,8 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
             message=kv_pb2.PutRequest(key="hello", value=b"new" * 20_000_000).SerializeToString(),
         )
         # Killed while the new value is being written: its file stands beside, incomplete.
-        size = attempt * 5_000_000
-        eventually(functools.partial(is_being_written, world.folder, size), 2)
-        world.plugin().kill()
+        eventually(functools.partial(is_being_written, world.folder, attempt % 8 * 5_000_000), 2)
+        plugin.kill()
         with contextlib.suppress(CallError):  # on a slow machine it may have been done in time
             begun()
         host.close()
@@ -80,7 +82,9 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
         for file in world.folder.glob(".kv_*"):
             midway += 1
             file.unlink()
-    assert midway
+        if midway == 2:
+            return
+    pytest.fail(f"of 40 kills only {midway} were midway")
 
 
 @pytest.mark.slow
