@@ -15,13 +15,18 @@ variables = environment.take(os.environ)
 _by_host = bool(variables) and DEBUG not in sys.argv
 
 
-def _leave_ctrl_c_to_host() -> None:
-    """Ignore Ctrl-C, which reaches host and plugin alike. Not by SIG_IGN, because children would inherit that."""
+def _ignore_signals() -> None:
+    """Ignore Ctrl-C, which reaches host and plugin alike. Not by SIG_IGN, because children would inherit that.
+
+    And SIGPIPE, which comes when a host leaves in the middle: `python` ignores it, but not what cx_Freeze makes.
+    """
     signal.signal(signal.SIGINT, lambda signum, frame: None)
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 if _by_host:
-    _leave_ctrl_c_to_host()  # before the next import, which may be slow on a cold disk
+    _ignore_signals()  # before the next import, which may be slow on a cold disk
 
 from goplugin import hostwatch, log, outputs
 from goplugin.companion import Companion, is_possible
@@ -38,7 +43,7 @@ grpc_came_first = False  # grpc was imported before goplugin
 def take_over() -> None:
     """Take this process's output and its end into our hands, as a host expects of its plugin."""
     global settings, grpc_came_first
-    _leave_ctrl_c_to_host()
+    _ignore_signals()
     outputs.take()
     log.take_over()
     if hostwatch.is_orphan():

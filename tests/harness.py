@@ -282,4 +282,5 @@ class World:
         for folder in self.temporary.glob("pymp-*"):  # multiprocessing's own, which it leaves when it is killed
             shutil.rmtree(folder)
         assert not left, "processes outlived the test"
-        assert not list(self.temporary.iterdir()), "files outlived the test"
+        files = [file.name for file in self.temporary.iterdir()]
+        assert not files, f"files outlived the test: {files}"

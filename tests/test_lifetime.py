@@ -12,6 +12,8 @@ import pytest
 from harness import PLUGINS, CallError, World, eventually
 from kv import get, put
 
+import kv_pb2
+
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
@@ -124,6 +126,28 @@ def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
     if stuck == "sleep":
         with pytest.raises(CallError):
             call()
+
+
+def test_a_host_that_leaves_is_no_sigpipe(world: World) -> None:
+    """In a frozen program Python may not ignore SIGPIPE: that killed the companion before it removed the sockets."""
+    script = world.folder / "frozen.py"
+    script.write_text(
+        "import signal\n\nsignal.signal(signal.SIGPIPE, signal.SIG_DFL)\n\nimport goplugin\n\nimport plugin\n\n"
+        "plugin.main()\n"
+    )
+    host = world.started(script)
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 1.9
+    exited = next(record for record in host.log() if "plugin process exited" in record["@message"])
+    assert "error" not in exited
+    for _ in range(5):
+        host = world.started(script)
+        messages = [kv_pb2.PutRequest(key="k", value=b"v" * 1_000_000).SerializeToString()] * 4
+        for message in messages:
+            host.begin("call", method="/proto.KV/Put", message=message)
+        host.process.kill()
+        assert gone_within(world, 2)
+        assert not list(world.temporary.iterdir())
 
 
 @pytest.mark.plain_only("go-plugin cannot reattach with AutoMTLS")

@@ -33,14 +33,16 @@ def dist(version: str) -> None:
     system, machine = platform.system().lower(), platform.machine()
     target = f"{system}_{ARCHITECTURES.get(machine, machine)}"
     build, output = HERE / "build", HERE / "dist"
-    executable = f"{PROGRAM}_v{version}"
     shutil.rmtree(build, ignore_errors=True)
-    pyinstaller = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--onedir", "--log-level=WARN"]
-    folders = ["--distpath", build, "--workpath", build / "work", "--specpath", build]
-    subprocess.run([*pyinstaller, *folders, "--name", executable, HERE / "plugin.py"], check=True)
+    build.mkdir()
+    freeze = [sys.executable, "-m", "cx_Freeze", "build_exe", "--silent-level=2", "--include-path", HERE]
+    # Modules as files: they load faster than from a zip. grpcio imports pkgutil where cx_Freeze cannot see it.
+    freeze += ["--no-compress", "--includes", "pkgutil"]
+    program = ["--script", HERE / "plugin.py", "--target-name", f"{PROGRAM}_v{version}"]
+    subprocess.run([*freeze, *program, "--build-exe", build / "folder"], cwd=build, check=True)
     output.mkdir(exist_ok=True)
     name = f"{PROGRAM}_{version}"
-    shutil.make_archive(str(output / f"{name}_{target}"), "zip", build / executable)
+    shutil.make_archive(str(output / f"{name}_{target}"), "zip", build / "folder")
     archives = sorted(output.glob(f"{name}_*.zip"))
     sums = [f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n" for archive in archives]
     (output / f"{name}_SHA256SUMS").write_text("".join(sums))

@@ -9,7 +9,7 @@ launcher: .venv/developing
 	.venv/bin/python dist.py launcher
 
 dist: .venv/developing
-	@.venv/bin/python -c 'import PyInstaller' 2>/dev/null || { $(call install,pyinstaller); }
+	@.venv/bin/python -c 'import cx_Freeze' 2>/dev/null || { $(call install,cx_Freeze); }
 	.venv/bin/python dist.py $(VERSION)
 
 .PHONY: launcher dist
