@@ -44,7 +44,7 @@ class Calls(grpc.ServerInterceptor):
             }
             handler = reflection.handler(found)
         if handler is None:
-            _log.debug("%s is not implemented", method)
+            log_not_implemented(method)
             return None
         seen, guarded = self._guarded.get(method, (None, None))
         if seen is not handler:
@@ -122,6 +122,14 @@ class Calls(grpc.ServerInterceptor):
         """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
         if os.getpid() != self._pid:
             os._exit(0)
+
+
+def log_not_implemented(method: str) -> None:
+    """Log that the host called a method that no service has. Hosts try optional ones all the time."""
+    if method.startswith("/grpc.health."):
+        _log.error("the host checks the plugin's health, and there is no health service: call add_HealthServicer_to_server")
+    else:
+        _log.debug("%s is not implemented", method)
 
 
 def behavior_of(handler: Any) -> tuple[str, Any]:

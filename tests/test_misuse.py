@@ -305,6 +305,15 @@ def test_without_its_packages_it_says_so(world: World) -> None:
     assert f"(is it installed for {sys.executable}?)" in record["@message"]
 
 
+def test_a_plugin_without_the_health_service(world: World) -> None:
+    text = "\n".join(line for line in RIGHT.splitlines() if "health" not in line)
+    host = world.host(script(world, text))
+    host.ask("start")
+    with pytest.raises(CallError, match="Unimplemented"):
+        host.ask("ping")
+    assert host.logged("there is no health service: call add_HealthServicer", **{"@level": "error"})
+
+
 def test_a_method_that_nobody_wrote(world: World) -> None:
     """One debug line: hosts try optional methods all the time."""
     text = RIGHT.replace("KVServicer()", "kv_pb2_grpc.KVServicer()")

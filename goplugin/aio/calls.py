@@ -54,7 +54,7 @@ class Calls(grpc.aio.ServerInterceptor):
                         break
             handler = reflection.handler(found)
         if handler is None:
-            _log.debug("%s is not implemented", method)
+            calls.log_not_implemented(method)
             return None
         seen, guarded = self._guarded.get(method, (None, None))
         if seen is not handler:
