@@ -127,7 +127,7 @@ class Calls(grpc.ServerInterceptor):
 def log_not_implemented(method: str) -> None:
     """Log that the host called a method that no service has. Hosts try optional ones all the time."""
     if method.startswith("/grpc.health."):
-        _log.error("the host checks the plugin's health, and there is no health service: call add_HealthServicer_to_server")
+        _log.error("the host calls the health service, and there is none: call add_HealthServicer_to_server in main()")
     else:
         _log.debug("%s is not implemented", method)
 

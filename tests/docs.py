@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FILES += sorted(path for folder in ("docs", "examples/*", "bench") for path in ROOT.glob(f"{folder}/*.md"))
 
 
 def console_blocks(*names: str) -> list[str]:

@@ -311,7 +311,7 @@ def test_a_plugin_without_the_health_service(world: World) -> None:
     host.ask("start")
     with pytest.raises(CallError, match="Unimplemented"):
         host.ask("ping")
-    assert host.logged("there is no health service: call add_HealthServicer", **{"@level": "error"})
+    assert host.logged("the host calls the health service, and there is none", **{"@level": "error"})
 
 
 def test_a_method_that_nobody_wrote(world: World) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import ROOT, CallError, Host, World, eventually
+from harness import ROOT, CallError, World
 
 from docs import console_block
 
@@ -123,40 +123,6 @@ def test_new_replaces_nothing(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert "FROM is one of: asyncio" in run.stderr
     assert not (tmp_path / "new").exists()
-
-
-ERRORS = {
-    "Unrecognized remote plugin message": "raise RuntimeError('it fails before it listens')",
-    "timeout while waiting for plugin to start": "import time; time.sleep(3600)",
-    "incompatible API version with plugin": None,
-    "connection refused": None,
-}
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_errors_that_the_guide_explains(world: World, error: str) -> None:
-    """Each is what go-plugin says, brought about as README says."""
-    assert f"`{error}" in (ROOT / "docs" / "guide.md").read_text()
-    script = ERRORS[error]
-    host: Host
-    if script:
-        (world.folder / "broken.py").write_text(f"import goplugin\n{script}\n")
-        host = world.host(world.folder / "broken.py", start_timeout=2)
-    elif error.startswith("incompatible"):
-        host = world.host(versions=[2])
-    else:
-        host = world.started()
-        world.plugin().kill()
-
-    def said() -> bool:
-        try:
-            host.ask("start")
-            host.ask("ping")
-        except CallError as failure:
-            return error in str(failure)
-        return False
-
-    assert eventually(said, 5)
 
 
 @pytest.mark.parametrize("way", ["spaces", "shebang", "absolute", "sh", "hostile folder", "PYTHONPATH"])

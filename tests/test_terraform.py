@@ -114,6 +114,9 @@ def test_attaching_to_a_debugged_provider(world: World, provider: Example, host:
     assert plugin.poll() is None
     plugin.send_signal(signal.SIGTERM)
     assert plugin.wait(5) == 0
+    plan = world.run(host, "plan", "-no-color")
+    error = " ".join(plan.communicate()[1].decode().lower().split())
+    assert "reattachment process not found" in re.sub(r"[│╷╵] ?", "", error)  # the line is stale
     (world.folder / "hello-world").unlink()
 
 

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -48,6 +49,8 @@ type config struct {
 	NoStdio      bool      `json:"no_stdio"`      // never open the stdio stream
 	StartTimeout int       `json:"start_timeout"` // seconds
 	StallStdout  bool      `json:"stall_stdout"`  // stop reading it at the first output, until "resume"
+	Checksum     []byte    `json:"checksum"`      // SHA-256 of the file that is started; base64 in JSON
+	NetRPC       bool      `json:"net_rpc"`       // want a plugin that speaks net/rpc
 }
 
 // reattach is one entry of the JSON that Terraform reads from TF_REATTACH_PROVIDERS.
@@ -214,6 +217,12 @@ func (h *host) clientConfig(c config) *plugin.ClientConfig {
 		}
 		// The test's certificates are self-signed, and one serves both sides.
 		cc.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}
+	}
+	if len(c.Checksum) > 0 {
+		cc.SecureConfig = &plugin.SecureConfig{Checksum: c.Checksum, Hash: sha256.New()}
+	}
+	if c.NetRPC {
+		cc.AllowedProtocols = []plugin.Protocol{plugin.ProtocolNetRPC}
 	}
 	if c.StartTimeout > 0 {
 		cc.StartTimeout = time.Duration(c.StartTimeout) * time.Second
