@@ -3,11 +3,14 @@
 test_terraform.py, test_tflint.py and test_vault.py have what else these hosts ask of a plugin.
 """
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 
 import pytest
-from harness import World
+from harness import ROOT, World
 
 from examples import Example
 
@@ -22,3 +25,13 @@ def test_the_readme(world: World, name: str, copies: Callable[[str], Example]) -
     example.run(world, "make types")
     if "go run" in with_host:  # which gets go-plugin's own hosts
         assert example.run(world, example.typed(with_host)).split() == example.shown(with_host).split()
+
+
+@pytest.mark.parametrize(("name", "file"), [("tflint", "tflint.proto"), ("vault", "sdk/plugin/pb/backend.proto")])
+def test_protos_of_other_projects_without_go(world: World, name: str, file: str) -> None:
+    subprocess.run(["make", "new", f"DIR={world.folder / name}", f"FROM={name}"], cwd=ROOT, check=True)
+    paths = world.env["PATH"].split(os.pathsep)
+    world.env["PATH"] = os.pathsep.join(path for path in paths if not shutil.which("go", path=path))
+    protos = world.run("make", "--old-file=.venv/developing", "protos", cwd=world.folder / name)
+    assert protos.communicate()[1].startswith(f"{file} is fetched by Go, and there is none: install it".encode())
+    assert protos.returncode == 2
