@@ -129,9 +129,10 @@ def a_stranger(world: World) -> str:
     return str(failure.value)
 
 
-def attached_to_what_has_ended(world: World) -> str:
+def attached(world: World, **config: Any) -> str:
+    """To what has ended."""
     address = {"Network": "tcp", "String": "127.0.0.1:1"}
-    return asked(world, "", reattach={"Protocol": "grpc", "Pid": 1, "Test": True, "Addr": address})
+    return asked(world, "", reattach={"Protocol": "grpc", "Pid": 1, "Test": True, "Addr": address}, **config)
 
 
 def json_that_is_not_hclogs(world: World) -> str:
@@ -177,7 +178,8 @@ SAID: dict[str, Callable[[World], str]] = {
     "unknown address type": lambda world: asked(world, echo("1|1|pipe|x|grpc")),
     "error parsing server cert": lambda world: asked(world, echo(f"{LINE}|{'x' * 60}"), **MTLS),
     "plugin does not support the feature": lambda world: asked(world, echo(f"{LINE}||false"), multiplex=True),
-    "reattachment process not found": attached_to_what_has_ended,
+    "gRPC broker multiplexing is not supported with Reattach config": lambda world: attached(world, multiplex=True),
+    "reattachment process not found": attached,
     "connection refused": killed_before_the_ping,
     "error reading from server: EOF": lambda world: asked(
         world, script(world, "import os\n" + handler("os._exit(1)")), "call /proto.KV/Get"
