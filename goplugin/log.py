@@ -211,6 +211,8 @@ def _line(fields: dict[str, str]) -> str:
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """In the place of sys.excepthook: main() ends by this."""
     global main_failed
+    if main_failed:
+        return  # it was logged early
     main_failed = True
     text = _summary(kind, error)
     advice = f" (is it installed for {sys.executable}?)" if isinstance(error, ModuleNotFoundError) else ""
@@ -221,7 +223,8 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 def _log_exit_text() -> None:
     """At exit: sys.exit("text") has ended main(), and the interpreter has printed the text."""
     global main_failed
-    if text := outputs.exit_text.strip():
+    text = outputs.exit_text.strip()
+    if text and not main_failed:
         main_failed = True
         get_logger("goplugin").error("the plugin ends: %s", text)
         outputs.tell_host(text)

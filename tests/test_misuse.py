@@ -159,7 +159,7 @@ def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> 
         told = str(error)
     assert world.gone(5)
     record = host.logged(message, **{"@level": "error"})
-    assert record
+    assert record, (told, host.log())
     assert len(errors(host)) == 1
     if "Error: " in message:
         assert "Traceback" in record["stacktrace"]

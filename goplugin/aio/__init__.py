@@ -6,6 +6,7 @@ Write `import goplugin.aio` before all other imports.
 import asyncio
 import concurrent.futures
 import logging
+import sys
 import threading
 import time
 from typing import Any
@@ -47,6 +48,8 @@ class Plugin(PluginBase):
 
     async def listen(self, server: Any) -> str:
         """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
+        if task := asyncio.current_task():
+            task.add_done_callback(_log_failure)
         if not self._server and _is_running(server):
             raise RuntimeError("call `await plugin.listen(server)` instead of server.start(), which it does itself")
         address = self._before_start(server)
@@ -78,6 +81,13 @@ class Plugin(PluginBase):
                 GRACE,
                 extra={"stacktrace": stack_of(self._thread)},
             )
+
+
+def _log_failure(main: asyncio.Task[Any]) -> None:
+    """Log what main() raised, at once: as asyncio.run() cancels the calls of a server that runs, grpcio may crash."""
+    error = None if main.cancelled() else main.exception()
+    if error and not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _is_running(server: Any) -> bool:
