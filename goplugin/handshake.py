@@ -44,8 +44,8 @@ def handshake_line(version: int, network: str, address: str, server_cert: str = 
     network, address: "tcp" and HOST:PORT, or "unix" and the path of a socket.
     server_cert: the plugin's certificate under AutoMTLS, DER in base64 without padding. Otherwise it must be empty: a
         host without AutoMTLS panics on a certificate.
-    multiplex: "false" if the host asked for multiplexing (it then says that the plugin does not support it). Otherwise
-        it must be empty: an old host takes a seventh field for a part of the sixth.
+    multiplex: "true" or "false" if the host asked for multiplexing. Otherwise it must be empty: an old host takes a
+        seventh field for a part of the sixth.
     """
     fields = [str(CORE_PROTOCOL_VERSION), str(version), network, address, "grpc"]
     if server_cert or multiplex:

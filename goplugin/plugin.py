@@ -30,7 +30,7 @@ from goplugin.services.broker import Broker
 from goplugin.services.controller import Controller
 from goplugin.services.stdio import Stdio
 from goplugin.start import DEBUG
-from goplugin.transport import CompanionTLS, Plain, Transport, UnverifiedTLS
+from goplugin.transport import CompanionTLS, Multiplexed, Plain, Transport, UnverifiedTLS
 from goplugin.version import __version__
 from goplugin.workers import Workers
 
@@ -118,7 +118,6 @@ class PluginBase:
         for text in settings.ignored:
             _log.warning("%s", text)
         self.version = config.choose_version(settings.protocol_versions)
-        self._multiplex = settings.multiplex
         allocator.keep_buffers()  # before there are threads, which would have heaps of their own
         self._threads = Workers(3, 64)  # for what must be heard whatever the plugin's own handlers do
         self._transport = _transport(settings, tls, allow_unverified_callers)
@@ -173,7 +172,7 @@ class PluginBase:
         instead = f" and {self._calls.instead}" if self._calls.instead else ""
         _log.debug("goplugin %s serves, with grpcio %s%s", __version__, grpc.__version__, instead)
         if self._by_host:
-            multiplex = "false" if self._multiplex else ""
+            multiplex = str(isinstance(self._transport, Multiplexed)).lower() if start.settings.multiplex else ""
             line = handshake_line(self.version, *address, self._server_cert, multiplex)
         else:
             line = self._reattach_config(address)
@@ -365,6 +364,7 @@ def _exit_by_hand(key: str, usage: str | None) -> NoReturn:
 
 
 def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_unverified_callers: bool) -> Transport:
+    by_companion = Multiplexed if settings.multiplex else CompanionTLS
     if tls:
         start.start_companion()  # --debug has none yet
         if not start.companion:
@@ -375,11 +375,13 @@ def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_un
             start.companion.use_files(*tls)  # as in Go, the plugin's own certificate goes before AutoMTLS
         except ValueError as error:
             log.exit_with(f"This plugin cannot use its own certificate: {error}")
-        return CompanionTLS(start.companion)
+        return by_companion(start.companion)
+    if start.companion and (settings.client_cert or settings.multiplex):
+        return by_companion(start.companion)
+    if settings.multiplex:
+        _log.error("the host asks for multiplexing, which needs a process beside this one: %s", start.refused)
     if not settings.client_cert:
         return Plain(settings, start.socket_path)
-    if start.companion:
-        return CompanionTLS(start.companion)
     if not allow_unverified_callers:
         log.exit_with(
             "The host asks for AutoMTLS, which needs a process beside this one, and there is none"

@@ -70,15 +70,20 @@ class CompanionTLS:
 
     def listen(self, server: Any) -> Address:
         """Have grpc listen on a Unix socket, and the companion in front of it where the host finds us."""
+        return Address(*self._companion.ask("listen", self._listen_plain(server).address))
+
+    def _listen_plain(self, server: Any) -> Address:
         self.server_cert()  # the first reply comes first
-        plain = str(self._companion.ask("path"))
-        server.add_insecure_port(Address("unix", plain).target())
-        return Address(*self._companion.ask("listen", plain))
+        plain = Address("unix", str(self._companion.ask("path")))
+        server.add_insecure_port(plain.target())
+        return plain
 
     def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
         """Return a channel through the companion, which checks the host's certificate."""
         address.target()  # ValueError if it is not an address
-        plain = Address("unix", str(self._companion.ask("dial", *address)))
+        return self._dial_plain(Address("unix", str(self._companion.ask("dial", *address))), options, insecure_channel)
+
+    def _dial_plain(self, plain: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
         channel = insecure_channel(plain.target(), options)
         weakref.finalize(channel, self.close, plain).atexit = False
         return channel
@@ -92,6 +97,31 @@ class CompanionTLS:
         """Remove its folder."""
         remove_private_folder(self._companion.folder)
         return True
+
+
+class Multiplexed(CompanionTLS):
+    """All connections are streams of one, which the companion has with the host; with TLS inside each, or without."""
+
+    _listens = False
+
+    def listen(self, server: Any) -> Address:
+        """Have grpc listen on a Unix socket. For the first server return where the host finds us, then that socket."""
+        if self._listens:
+            return self._listen_plain(server)
+        self._listens = True
+        return super().listen(server)
+
+    def expect(self, address: Address) -> None:
+        """Let the host's next stream lead to this socket. ValueError or OSError if that cannot be."""
+        self._companion.ask("expect", address.address)
+
+    def open(self) -> Address:
+        """Open a stream to the host; return a socket that leads to it. ValueError or OSError if that cannot be."""
+        return Address("unix", str(self._companion.ask("open")))
+
+    def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
+        """Return a channel to what `open` returned. Its connection is never closed for being idle: there is one."""
+        return self._dial_plain(address, (*options, ("grpc.client_idle_timeout_ms", 2**31 - 1)), insecure_channel)
 
 
 class UnverifiedTLS(Plain):

@@ -77,7 +77,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests.
 
     What it says ALSO_ON_ASYNCIO of runs once more with plugins on grpc.aio, but for threads_only tests, and once more
-    with plugins on pygrpc-native, but for grpcio_only tests. These runs are for `make test-all`; test_automtls.py has
+    with plugins on pygrpc-native, but for grpcio_only tests. What has both runs with a host that multiplexes, but for
+    unmultiplexed tests. These runs are for `make test-all`; test_automtls.py has
     what only AutoMTLS can break, and test_aio.py what only asyncio can.
     """
     if "world" in metafunc.fixturenames:
@@ -85,6 +86,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         mtls = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False) and not marker("plain_only")
         aio = getattr(metafunc.module, "ALSO_ON_ASYNCIO", False) and not marker("threads_only")
         again = ["AutoMTLS"] * mtls + ["asyncio"] * aio + ["asyncio, AutoMTLS"] * (mtls and aio)
+        again += ["multiplexed", "multiplexed, asyncio, AutoMTLS"] * (mtls and aio and not marker("unmultiplexed"))
         again += ["native"] * (aio and not marker("grpcio_only"))  # the modules that run on asyncio run on it too
         slow = [pytest.param(name, marks=pytest.mark.slow) for name in again]
         metafunc.parametrize("world", getattr(metafunc.module, "WORLDS", ["plain", *slow]), indirect=True)
@@ -94,7 +96,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def world(request: pytest.FixtureRequest, host_binary: Path) -> Iterator[World]:
     # Not pytest's tmp_path: the name of a socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="plugin") as folder:
-        world = World(Path(folder), host_binary, "AutoMTLS" in request.param, "asyncio" in request.param)
+        world = World(
+            Path(folder),
+            host_binary,
+            auto_mtls="AutoMTLS" in request.param,
+            on_asyncio="asyncio" in request.param,
+            multiplexed="multiplexed" in request.param,
+        )
         if "native" in request.param:
             world.use_native(request.getfixturevalue("on_native"))
         yield world

@@ -153,8 +153,11 @@ class Host:
 class World:
     """A folder, an environment, and whatever runs in it, of one test."""
 
-    def __init__(self, folder: Path, host_binary: Path, auto_mtls: bool, on_asyncio: bool) -> None:
+    def __init__(
+        self, folder: Path, host_binary: Path, *, auto_mtls: bool, on_asyncio: bool, multiplexed: bool
+    ) -> None:
         self.auto_mtls, self.on_asyncio, self.on_native = auto_mtls, on_asyncio, False
+        self.multiplexed = multiplexed
         self.kv_plugin = ROOT / ("examples/asyncio/plugin.py" if on_asyncio else "plugin.py")
         self.folder = folder / "work"
         self.temporary = folder / "tmp"
@@ -201,6 +204,7 @@ class World:
             command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
         defaults: dict[str, Any] = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}
         defaults["auto_mtls"] = self.auto_mtls and "reattach" not in config
+        defaults["multiplex"] = self.multiplexed and "reattach" not in config
         host = Host(self._binary, {**defaults, **config}, self.env)
         self._hosts.append(host)
         return host

@@ -128,6 +128,7 @@ def test_an_id_nobody_serves(world: World) -> None:
     assert 4.5 < time.monotonic() - begin < 8
 
 
+@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
 def test_an_id_dialled_twice(world: World) -> None:
     host = probe.start(world)
     service_id = serve(host)
@@ -165,6 +166,7 @@ def test_what_fails_to_accept_can_be_accepted(world: World) -> None:
     probe.do(host, "accept", 5)
 
 
+@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
 def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     host = probe.start(world)
     forgotten = serve(host)
@@ -176,6 +178,7 @@ def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
         probe.do(host, "dial", [forgotten, "x", 1])
 
 
+@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
 @pytest.mark.parametrize(
     ("network", "address", "error"),
     [
@@ -225,6 +228,7 @@ def test_everything_ends_with_the_plugin(world: World) -> None:
     assert eventually(lambda: not world.plugins(), 3)
 
 
+@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
 def test_two_hosts_with_equal_ids(world: World) -> None:
     """As in Go the first is kept; the other one is told of in the log."""
     host = probe.start(world)
@@ -237,9 +241,3 @@ def test_two_hosts_with_equal_ids(world: World) -> None:
         probe.do(host, "dial", [77, "x", 1])
     # Under AutoMTLS it is the TLS terminator that dials, and says so in the log.
     assert "127.0.0.1:1:" in str(failed.value) or host.logged("127.0.0.1:1:")
-
-
-def test_multiplexing_is_refused_clearly(world: World) -> None:
-    host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), multiplex=True)
-    with pytest.raises(CallError, match="client requested gRPC broker multiplexing but plugin does not support"):
-        host.ask("start")

@@ -71,6 +71,7 @@ def test_unix_socket_for_a_container_runner(world: World) -> None:
     assert not path.exists()
 
 
+@pytest.mark.unmultiplexed("the broker has no sockets then")
 def test_broker_over_unix_sockets(world: World) -> None:
     host = probe.start(world, runner=True)
     probe.do(host, "accept", 1)

@@ -27,6 +27,8 @@ from goplugin.hostwatch import HostWatch, open_process
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
 LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr before the plugin ended
 
+_log = log.get_logger("goplugin.companion")
+
 _MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which our own records are dropped
 
 
@@ -66,6 +68,8 @@ class Process:
         try:
             if self._environment.client_cert:
                 self._reply(self._auto_mtls)
+            elif self._environment.multiplex:
+                self._begin_relays(None)
             self._loop.watch(self._control, READ, lambda events: self._on_control())
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
             for fd, events in self._host.fds() if self._leaves_with_host else ():
@@ -213,20 +217,31 @@ class Process:
         """Return our certificate."""
         from goplugin.companion import tls
 
-        return self._begin_tls(tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder()))
+        contexts = tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder())
+        self._begin_relays(contexts)
+        return contexts.server_cert
 
     def _use_files(self, *files: str) -> str:
         from goplugin.companion import tls
 
-        return self._begin_tls(tls.file_contexts(tls.TLSFiles(*files)))
+        contexts = tls.file_contexts(tls.TLSFiles(*files))
+        self._begin_relays(contexts)
+        return contexts.server_cert
 
-    def _begin_tls(self, contexts: Any) -> str:
+    def _begin_relays(self, contexts: Any) -> None:
         from goplugin.companion.relay import Relays
 
-        self._relays = Relays(self._loop, contexts, self._environment, self._path)
-        self._commands |= {"listen": self._relays.listen, "dial": self._relays.dial}
-        self._commands_without_reply["close"] = self._relays.close
-        return str(contexts.server_cert)
+        self._relays = relays = Relays(self._loop, contexts, self._environment, self._path, self._on_end)
+        self._commands |= {name: getattr(relays, name) for name in ("listen", "dial", "open", "expect")}
+        self._commands_without_reply["close"] = relays.close
+
+    def _on_end(self, reason: str) -> None:
+        """The host's one connection is over, and nobody can call the plugin any more: it leaves, as in Go."""
+        if reason:
+            _log.error("the multiplexed connection to the host has ended: %s", reason)
+        if not self._plugin_left:
+            os.kill(self._plugin, signal.SIGTERM)
+            self._kill_at = time.monotonic() + PLUGIN_GRACE
 
     def _path(self) -> str:
         """Return a path for a Unix socket that only our user can reach."""

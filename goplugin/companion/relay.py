@@ -3,6 +3,8 @@
 host --- TLS, TCP or Unix socket ---> relay --- Unix socket in a folder of mode 0700 ---> grpc.Server
 grpc.Channel --- Unix socket in that folder ---> relay --- TLS ---> what the host serves under a broker's id
 
+If the host multiplexes, a stream of its one connection is in the place of the outer socket (see multiplex.py).
+
 Nothing blocks. Each connection holds what its slower side has not taken yet, and reads no more until it has: that is
 all the memory that a slow reader costs.
 """
@@ -18,7 +20,7 @@ from typing import Any
 from goplugin import log
 from goplugin.address import Address, listening_socket
 from goplugin.companion.loop import READ, WRITE, Loop
-from goplugin.companion.tls import TLS, Contexts, TLSError
+from goplugin.companion.tls import TLS, Contexts, NoTLS, TLSError
 from goplugin.environment import Environment
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds
@@ -35,25 +37,67 @@ _log = log.get_logger("goplugin.companion")
 class Relays:
     """Listeners and connections. listen, dial and close are commands of the plugin (see process.py)."""
 
-    def __init__(self, loop: Loop, contexts: Contexts, environment: Environment, path: Callable[[], str]) -> None:
-        """path(): returns a path for a Unix socket that only our user can reach."""
-        self.loop, self.contexts, self._path = loop, contexts, path
+    def __init__(
+        self,
+        loop: Loop,
+        contexts: Contexts | None,
+        environment: Environment,
+        path: Callable[[], str],
+        ended: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """contexts: None if there is no TLS. path(): returns a path for a Unix socket that only our user can reach.
+
+        ended(reason): called when the one connection of a host that multiplexes is over.
+        """
+        self.loop, self.contexts, self._path, self._ended = loop, contexts, path, ended
         self.handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         self._environment = environment
         self._listeners: dict[str, socket.socket] = {}  # by address
+        self._multiplexer: Any = None
+        self._unused: dict[str, Any] = {}  # streams to which grpc has not connected yet, by path
 
     def listen(self, plain: str) -> Address:
         """Let callers in where the host finds us, and on to the Unix socket `plain`; return where that is."""
         listener, address = listening_socket(self._environment, self._path)
-        self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
+        if self._environment.multiplex:
+            from goplugin.companion.multiplex import Multiplexer
+
+            def accept(connection: socket.socket) -> None:
+                self.loop.forget(listener)  # there is one connection, the first
+                self._multiplexer = Multiplexer(self.loop, connection, self._pass_on, plain, self._ended)
+
+            self._accept_from(listener, address.address, accept)
+        else:
+            self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
         return address
+
+    def expect(self, plain: str) -> None:
+        """Let the next stream of the host's lead to the Unix socket `plain`. OSError if there is no host."""
+        self._multiplexing().expect(plain)
+
+    def open(self) -> str:
+        """Open a stream, and return the path of a Unix socket that leads to it. OSError if the host takes none."""
+        multiplexer = self._multiplexing()
+
+        def accept(inner: socket.socket) -> None:
+            stream = self._unused.pop(plain)
+            self.close("unix", plain)
+            Relay(self, stream, "a stream of the host's", inner, multiplexer)
+
+        plain = self._listen_to_grpc(accept)
+        self._unused[plain] = multiplexer.open()
+        return plain
+
+    def _multiplexing(self) -> Any:
+        if not self._multiplexer:
+            raise OSError("the host has not connected yet")
+        return self._multiplexer
+
+    def _pass_on(self, multiplexer: Any, stream: Any, plain: str) -> None:
+        Relay(self, stream, plain, None, multiplexer)
 
     def dial(self, host_network: str, host_address: str) -> str:
         """Return the path of a Unix socket that leads to the host's address."""
-        plain = self._path()
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(plain)
-        listener.listen()
 
         def accept(inner: socket.socket) -> None:
             try:
@@ -64,6 +108,13 @@ class Relays:
             else:
                 Relay(self, outer, host_address, inner)
 
+        return self._listen_to_grpc(accept)
+
+    def _listen_to_grpc(self, accept: Callable[[socket.socket], None]) -> str:
+        plain = self._path()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(plain)
+        listener.listen()
         self._accept_from(listener, plain, accept)
         return plain
 
@@ -73,11 +124,15 @@ class Relays:
             self.loop.forget(listener)
             listener.close()
             Address(network, address).remove()
+        if stream := self._unused.pop(address, None):
+            stream.close()
 
     def close_all(self) -> None:
         """Leave no socket's file behind."""
         for address in list(self._listeners):
             self.close("unix" if os.path.isabs(address) else "tcp", address)
+        if self._multiplexer:
+            self._multiplexer.close()
 
     def expire(self) -> float | None:
         """Refuse who did not finish the handshake in time; return the seconds until the next deadline."""
@@ -94,7 +149,11 @@ class Relays:
 
         def ready(events: int) -> None:
             try:
-                accept(listener.accept()[0])
+                connection = listener.accept()[0]
+                if connection.family == socket.AF_INET:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setblocking(False)
+                accept(connection)
             except (BlockingIOError, ConnectionError):
                 pass  # the caller has left
             except OSError as error:  # no descriptor left
@@ -110,17 +169,20 @@ class Relays:
 class Relay:
     """One connection: moves bytes between two sockets, with TLS on the outer one."""
 
-    def __init__(self, relays: Relays, outer: socket.socket, address: str, inner: socket.socket | None = None) -> None:
-        """inner: grpc's end if grpc dials; then address is the host's. Else the host calls, and address is grpc's."""
+    def __init__(
+        self, relays: Relays, outer: Any, address: str, inner: socket.socket | None = None, loop: Any = None
+    ) -> None:
+        """inner: grpc's end if grpc dials; then address is the host's. Else the host calls, and address is grpc's.
+
+        outer: a socket that does not block; or a stream, and loop its Multiplexer.
+        """
         self._relays, self._outer, self._inner, self._address = relays, outer, inner, address
+        self._loop = loop or relays.loop  # of outer
         self._dials = inner is not None
-        self._tls = TLS(relays.contexts, dials=self._dials)
+        self._tls = TLS(relays.contexts, dials=self._dials) if relays.contexts else NoTLS()
         self._to_outer, self._to_inner = memoryview(b""), memoryview(b"")  # what the socket has not taken yet
         self._inner_ended = False
-        self._events: dict[socket.socket, int] = {}  # what the loop watches for
-        outer.setblocking(False)
-        if outer.family == socket.AF_INET:
-            outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._events: dict[Any, int] = {}  # what the loops watch for
         relays.handshakes[self] = time.monotonic() + HANDSHAKE_TIMEOUT
         self._watch(outer, WRITE if self._dials else READ)  # who dials speaks first, once connected
 
@@ -130,7 +192,7 @@ class Relay:
             _log.warning("cannot dial %s: %s", self._address, reason)
         else:
             peer = "its socket"
-            with contextlib.suppress(OSError, ValueError):  # it has left, or it is a Unix socket
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # it has left; a Unix socket; a stream
                 host, port = self._outer.getpeername()
                 peer = f"{host}:{port}"
             _log.warning("refused a caller from %s: %s", peer, reason)
@@ -160,7 +222,6 @@ class Relay:
         if not self._inner:
             self._inner = _begin_connect(Address("unix", self._address))
         del self._relays.handshakes[self]
-        self._inner.setblocking(False)
 
     def _on_inner(self, events: int) -> None:
         try:
@@ -205,15 +266,16 @@ class Relay:
             with contextlib.suppress(BlockingIOError):
                 self._to_outer = self._to_outer[self._outer.send(self._to_outer) :]
 
-    def _watch(self, side: socket.socket, events: int) -> None:
+    def _watch(self, side: Any, events: int) -> None:
         """Have the loop watch for these events and no more; not even for errors if there are none."""
         if events == self._events.get(side, 0):
             return
         self._events[side] = events
+        loop = self._loop if side is self._outer else self._relays.loop
         if events:
-            self._relays.loop.watch(side, events, self._on_outer if side is self._outer else self._on_inner)
+            loop.watch(side, events, self._on_outer if side is self._outer else self._on_inner)
         else:
-            self._relays.loop.forget(side)
+            loop.forget(side)
 
     def _fail(self, error: OSError) -> None:
         """Close as a connection does that was cut, not ended."""
@@ -243,6 +305,8 @@ def _begin_connect(address: Address) -> socket.socket:
         host, _, port = address.address.rpartition(":")
         family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         connection = socket.socket(family, kind, protocol)
+    if connection.family == socket.AF_INET:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setblocking(False)
     try:
         connection.connect(where)

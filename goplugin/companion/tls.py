@@ -112,6 +112,30 @@ class TLS:
         return self._out.read() if self._out.pending else b""
 
 
+class NoTLS:
+    """The same without TLS: for a host that multiplexes and does not use AutoMTLS."""
+
+    established = True
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._out = b""
+
+    def receive(self, data: bytes) -> bytes:
+        """Return the bytes as they are."""
+        self.ended = not data
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Keep the bytes for output()."""
+        self._out += data
+
+    def output(self) -> bytes:
+        """Return, once, the bytes to send."""
+        data, self._out = self._out, b""
+        return data
+
+
 def auto_mtls_contexts(client_cert: str, folder: str) -> Contexts:
     """Return contexts with a fresh certificate of ours, for the host whose certificate, PEM, is client_cert.
 
