@@ -138,7 +138,7 @@ def test_with_multiplexing_asked_for(world: World) -> None:
     process = hand_started(world, certificate_in(make_certificate(world.folder, "host")), PLUGIN_MULTIPLEX_GRPC="true")
     fields = line(process).rstrip("\n").split("|")
     assert len(fields) == 7
-    assert fields[6] == "false"
+    assert fields[6] == "true"
     end(process)
 
 

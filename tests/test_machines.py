@@ -37,6 +37,7 @@ NO_FORK = "import os\ndef fork(): raise BlockingIOError(11, 'Resource temporaril
 NO_SOCKETPAIR = "import socket\ndef pair(): raise PermissionError(1, 'not permitted')\nsocket.socketpair = pair\n"
 
 
+@pytest.mark.unmultiplexed("it needs the companion; test_multiplex.py has what happens then")
 @pytest.mark.parametrize("refused", [NO_FORK, NO_SOCKETPAIR], ids=["fork", "socketpair"])
 def test_no_companion_to_be_had(world: World, refused: str) -> None:
     """A plugin without AutoMTLS starts all the same; with it, it says why it cannot."""
@@ -73,14 +74,14 @@ def test_grpc_cannot_listen(world: World) -> None:
 
 @pytest.mark.grpcio_only("pygrpc-native needs one")
 def test_no_temporary_folder(world: World) -> None:
-    """A plain plugin needs none; under AutoMTLS it says what to set."""
+    """A plain plugin needs none; with AutoMTLS or a host that multiplexes it says what to set."""
     script = world.folder / "without.py"
     script.write_text(
         "import os\ndef no(*arguments, **options): raise PermissionError(13, 'Permission denied')\n"
         "os.mkdir = no\nimport plugin\nplugin.main()\n"
     )
     host = world.host(script)
-    if world.auto_mtls:
+    if world.auto_mtls or world.multiplexed:
         with pytest.raises(CallError, match="goplugin: This plugin cannot listen: no temporary folder for sockets"):
             host.ask("start")
         assert host.logged("set TMPDIR to a folder that can be written", **{"@level": "error"})

@@ -37,6 +37,7 @@ class Knocks:
         self._host: Outgoing | None = None  # the broker's stream to it, once it is there
         self._transport, self._lock, self._after, self._timeout = transport, lock, after, timeout
         self._dials: deque[tuple[int, Future[Address], str]] = deque()  # the first one has knocked
+        self._given_up: list[int] = []  # ids that the host has not answered for in time
         self._served: dict[int, Address] = {}  # by id
         self._early: dict[int, float] = {}  # ids that the host knocks for and we do not serve yet, until when
 
@@ -116,26 +117,34 @@ class Knocks:
     def _give_up(self, future: Future[Address]) -> None:
         with self._lock:
             if self._dials and self._dials[0][1] is future:
-                _, _, too_late = self._dials.popleft()
+                service_id, _, too_late = self._dials.popleft()
+                self._given_up.append(service_id)
                 if not future.done() and future.set_running_or_notify_cancel():
                     future.set_exception(TimeoutError(too_late))
                 self._knock()
 
     def _answered(self, service_id: int, error: str) -> None:
+        if self._dials and self._dials[0][0] == service_id:
+            future = self._dials.popleft()[1]
+        elif service_id in self._given_up:
+            self._given_up.remove(service_id)
+            future = Future()
+            future.cancel()
+        else:
+            return  # nobody knocked there
         address = None
         try:
-            if not error:  # open one, even if nobody waits for it any more: the next one may be another id's
+            if (
+                not error
+            ):  # open one, even if nobody waits for it any more: otherwise the host takes the next one for it
                 address = self._transport.open()
         except (OSError, ValueError) as problem:
             error = str(problem)
-        if self._dials and self._dials[0][0] == service_id:
-            _, future, _ = self._dials.popleft()
-            if not future.done() and future.set_running_or_notify_cancel():
-                if address:
-                    future.set_result(address)
-                    address = None
-                else:
-                    future.set_exception(ValueError(f"cannot dial id {service_id}: {error}"))
-            self._knock()
-        if address:
-            self._transport.close(address)
+        if future.done() or not future.set_running_or_notify_cancel():
+            if address:
+                self._transport.close(address)
+        elif address:
+            future.set_result(address)
+        else:
+            future.set_exception(ValueError(f"cannot dial id {service_id}: {error}"))
+        self._knock()

@@ -42,7 +42,8 @@ type config struct {
 	AutoMTLS     bool      `json:"auto_mtls"`
 	Certificate  [2]string `json:"certificate"` // files of our certificate and key, for a plugin with a TLSProvider
 	Multiplex    bool      `json:"multiplex"`
-	Runner       bool      `json:"runner"` // start it by a RunnerFunc, as a container runner does
+	Runner       bool      `json:"runner"`    // start it by a RunnerFunc, as a container runner does
+	Container    string    `json:"container"` // what the folder of the sockets, SHARED here, is called in there
 	Group        string    `json:"group"`
 	Reattach     *reattach `json:"reattach"`
 	StderrFile   string    `json:"stderr_file"`
@@ -252,10 +253,13 @@ func (h *host) clientConfig(c config) *plugin.ClientConfig {
 		cc.Plugins = cc.VersionedPlugins[r.ProtocolVersion]
 	case c.Runner:
 		cc.UnixSocketConfig = &plugin.UnixSocketConfig{Group: c.Group, TempDir: c.Dir}
-		cc.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
+		cc.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, sockets string) (runner.Runner, error) {
 			cmd := exec.Command(c.Cmd[0], c.Cmd[1:]...)
 			cmd.Dir, cmd.Env = c.Dir, spec.Env
-			return newRunner(cmd)
+			if c.Container != "" {
+				cmd.Env = append(cmd.Env, "SHARED="+sockets, plugin.EnvUnixSocketDir+"="+c.Container)
+			}
+			return newRunner(cmd, sockets, c.Container)
 		}
 	default:
 		cc.Cmd = exec.Command(c.Cmd[0], c.Cmd[1:]...)

@@ -5,17 +5,19 @@ import (
 	"io"
 	"os/exec"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/go-plugin/runner"
 )
 
-// cmdRunner is the least that a RunnerFunc can return: a process, and paths that are the same on both sides.
+// cmdRunner is the least that a RunnerFunc can return: a process, and where its sockets are.
 type cmdRunner struct {
 	cmd            *exec.Cmd
+	here, there    string // the folder of the sockets, as the host and as the plugin call it
 	stdout, stderr io.ReadCloser
 }
 
-func newRunner(cmd *exec.Cmd) (runner.Runner, error) {
+func newRunner(cmd *exec.Cmd, here, there string) (runner.Runner, error) {
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -24,7 +26,7 @@ func newRunner(cmd *exec.Cmd) (runner.Runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cmdRunner{cmd, stdout, stderr}, nil
+	return &cmdRunner{cmd, here, there, stdout, stderr}, nil
 }
 
 func (r *cmdRunner) Start(context.Context) error                      { return r.cmd.Start() }
@@ -35,5 +37,11 @@ func (r *cmdRunner) Name() string                                     { return r
 func (r *cmdRunner) Wait(context.Context) error                       { return r.cmd.Wait() }
 func (r *cmdRunner) Kill(context.Context) error                       { return r.cmd.Process.Kill() }
 func (r *cmdRunner) ID() string                                       { return strconv.Itoa(r.cmd.Process.Pid) }
-func (r *cmdRunner) PluginToHost(n, a string) (string, string, error) { return n, a, nil }
 func (r *cmdRunner) HostToPlugin(n, a string) (string, string, error) { return n, a, nil }
+
+func (r *cmdRunner) PluginToHost(network, address string) (string, string, error) {
+	if r.there != "" {
+		address = strings.Replace(address, r.there, r.here, 1)
+	}
+	return network, address, nil
+}

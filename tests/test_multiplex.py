@@ -1,0 +1,241 @@
+"""A host that multiplexes: all connections are streams of one. Most other tests run with such a host as well."""
+
+import os
+import shutil
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import by_hand
+import probe
+import psutil
+import pytest
+from by_hand import end, line
+from certificates import make_certificate
+from harness import PLUGINS, ROOT, CallError, Host, World, eventually
+from kv import SUFFIX, get, put
+from test_broker import STREAM, serve
+from test_yamux import SYN, UPDATE, frame
+
+from goplugin.services import host_pb2
+
+WORLDS = ["multiplexed", pytest.param("multiplexed, asyncio, AutoMTLS", marks=pytest.mark.slow)]
+
+
+def connections(process: psutil.Process) -> list[Any]:
+    return [one for one in process.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]
+
+
+def test_there_is_one_connection(world: World) -> None:
+    """Whatever the broker does. And nothing else listens than the companion, which takes no second one."""
+    host = probe.start(world)
+    probe.do(host, "accept", 1)
+    host.ask("dial", broker=1)
+    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+    assert not connections(world.plugin())
+    (only,) = connections(world.companion())
+    with socket.create_connection(only.laddr) as second:
+        second.settimeout(0.5)
+        second.sendall(frame(UPDATE, SYN, 1, 0))
+        with pytest.raises(TimeoutError):
+            second.recv(1)
+
+
+def test_an_id_can_be_dialled_again(world: World) -> None:
+    """As in Go, where each connection has its knock."""
+    host = probe.start(world)
+    service_id = serve(host)
+    for _ in range(3):
+        assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    probe.do(host, "accept", 1)
+    for _ in range(3):
+        host.ask("dial", broker=1)
+        assert probe.do(host, "echo", "x", broker=1) == "x"
+
+
+def test_the_host_dials_before_the_plugin_accepts(world: World) -> None:
+    host = probe.start(world)
+    host.ask("dial", broker=5)
+    call = host.begin("call", method="/probe.Probe/echo", message=b'"early"', broker=5)
+    time.sleep(1)
+    probe.do(host, "accept", 5)
+    assert call()["message"] == b'"early"'
+
+
+def test_ids_that_nobody_serves(world: World) -> None:
+    """The others wait behind them, and work. An id that is served too late can be dialled afterwards."""
+    host = probe.start(world)
+    live = serve(host)
+    with ThreadPoolExecutor() as threads:
+        dead = threads.submit(probe.do, host, "dial", [77, "x", 1])
+        time.sleep(0.3)
+        behind = threads.submit(probe.do, host, "dial", [live, "x", 1])
+        host.ask("dial", broker=88)
+        unserved = threads.submit(probe.do, host, "echo", "x", broker=88)
+        with pytest.raises(CallError, match="the host did not say within 5 s where it serves id 77"):
+            dead.result()
+        assert behind.result() == "the same"
+        with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 88"):
+            unserved.result()
+    assert host.logged("the host dialled id 88, and nobody served it within 5 s", **{"@level": "warn"})
+    host.ask("accept", broker=77)  # the host answers the old knock, too
+    time.sleep(0.5)
+    assert probe.do(host, "dial", [77, "x", 1]) == "the same"
+    assert probe.do(host, "dial", [live, "x", 1]) == "the same"
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"knock": {"knock": True, "ack": True}},
+        {"knock": {"knock": True, "ack": True, "error": "no such door"}},
+        {"knock": {"knock": True}},
+        {"knock": {}},
+        {"network": "tcp", "address": "127.0.0.1:1"},
+        {},
+    ],
+    ids=str,
+)
+def test_knocks_of_no_use(world: World, info: dict[str, Any]) -> None:
+    """Answers that nobody waits for, knocks for ids that nobody serves, addresses: what follows is not disturbed."""
+    host = probe.start(world)
+    probe.do(host, "accept", 1)
+    host.ask("open", stream=1, method=STREAM)
+    for _ in range(3):
+        host.ask("send", stream=1, message=host_pb2.ConnInfo(service_id=99, **info).SerializeToString())
+    time.sleep(0.3)
+    host.ask("dial", broker=1)
+    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+    host.ask("cancel", stream=1)
+    assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+
+
+def test_a_host_that_refuses_a_knock(world: World) -> None:
+    host = probe.start(world)
+    waiting = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
+    time.sleep(0.3)
+    host.ask("open", stream=1, method=STREAM)
+    refusal = host_pb2.ConnInfo(
+        service_id=77, knock=host_pb2.ConnInfo.Knock(knock=True, ack=True, error="no such door")
+    )
+    host.ask("send", stream=1, message=refusal.SerializeToString())
+    with pytest.raises(CallError, match="cannot dial id 77: no such door"):
+        waiting()
+
+
+def hand_started(world: World) -> tuple[Any, socket.socket]:
+    """The plugin without AutoMTLS, and the host's one connection to it."""
+    process = by_hand.run(world, PLUGIN_MULTIPLEX_GRPC="true")
+    fields = line(process).rstrip("\n").split("|")
+    assert fields[4:] == ["grpc", "", "true"]
+    host, _, port = fields[3].rpartition(":")
+    return process, socket.create_connection((host, int(port)))
+
+
+def test_what_is_not_yamux_ends_the_plugin(world: World) -> None:
+    """Nobody can call it any more. The log has the reason."""
+    process, connection = hand_started(world)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert b"the multiplexed connection to the host has ended: a frame of version 80 and type 82" in err
+    connection.close()
+
+
+def test_a_host_that_hangs_up_ends_the_plugin(world: World) -> None:
+    process, connection = hand_started(world)
+    connection.close()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert b'@level":"error' not in err
+
+
+def test_a_host_that_does_not_read_costs_no_memory(world: World) -> None:
+    """It pings without end, and wants no answers; then it opens streams without end."""
+    process, connection = hand_started(world)
+    companion = eventually(world.companions)[0]
+    before = companion.memory_info().rss
+    connection.settimeout(1)
+    sent = 0
+    pings = frame(2, SYN, 0, 1) * 20_000
+    with pytest.raises(TimeoutError):
+        while sent < 200_000_000:
+            sent += connection.send(pings[sent % 12 :])
+    assert companion.memory_info().rss - before < 20_000_000
+    assert end(process)[0] == 0
+    connection.close()
+
+
+def test_yamux_is_imported_for_it_alone(world: World) -> None:
+    """Neither AutoMTLS nor a plain plugin needs it."""
+    folder = world.folder / "plugin"
+    folder.mkdir()
+    for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "goplugin", folder / "goplugin", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "goplugin" / "companion" / "yamux.py").write_text("raise RuntimeError('nobody needs this')\n")
+    (folder / "goplugin" / "companion" / "multiplex.py").write_text("raise RuntimeError('nobody needs this')\n")
+    world.env["PYTHONPATH"] = str(folder)
+    for auto_mtls in (False, True):
+        host = world.host(folder / "plugin.py", multiplex=False, auto_mtls=auto_mtls)
+        host.ask("start")
+        put(host, "k", b"v")
+        host.close()
+
+
+@pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
+def test_without_a_companion(world: World, auto_mtls: bool) -> None:
+    """As on Windows: the seventh field is false, and the log says why."""
+    world.env["ALLOW_UNVERIFIED_CALLERS"] = "1"
+    host = world.host(PLUGINS / "without_fork.py", auto_mtls=auto_mtls)
+    with pytest.raises(CallError, match="client requested gRPC broker multiplexing but plugin does not support"):
+        host.ask("start")
+    said = (
+        "the host asks for multiplexing, which needs a process beside this one, and there is none (this system has no"
+    )
+    assert host.logged(said, **{"@level": "error"})
+
+
+def contained(world: World, script: str) -> Host:
+    """A host whose plugin is as in a container: no network, processes and files of its own, and one shared folder."""
+    inside = (
+        'mount -t tmpfs none /mnt && mkdir /mnt/shared && mount --bind "$SHARED" /mnt/shared'
+        f" && mount -t tmpfs none {world.folder.parent} && mkdir {world.folder} {world.temporary} && cd {world.folder}"
+        f" && mount -t proc none /proc && exec '{sys.executable}' {script}"
+    )
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", inside]
+    return world.host(cmd=command, cookie=("PROBE_COOKIE", "probe"), runner=True, container="/mnt/shared")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may make the namespaces of a container")
+def test_in_a_container(world: World) -> None:
+    """The plugin shares one folder with the host. Without multiplexing, the broker could not work: the sockets of the
+    host are elsewhere.
+    """
+    host = contained(world, f"{PLUGINS}/probe_plugin.py")
+    assert host.ask("start")["network"] == "unix"
+    probe.do(host, "accept", 1)
+    host.ask("dial", broker=1)
+    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, "dial", [serve(host), "x", 1000]) == "the same"
+    assert host.ask("kill")["seconds"] < 1.9
+    assert world.gone(2)
+
+
+def test_a_certificate_of_the_plugins_own(world: World) -> None:
+    server, client = (make_certificate(world.folder, name) for name in ("server", "client"))
+    world.env["PROBE_TLS_FILES"] = f"{server}:{server}:{client}"
+    host = probe.start(world, auto_mtls=False, certificate=[str(client)] * 2)
+    probe.do(host, "accept", 1)
+    host.ask("dial", broker=1)
+    assert probe.do(host, "echo", "x", broker=1) == "x"
+
+
+def test_the_kv_host(world: World) -> None:
+    host = world.started()
+    put(host, "k", b"v" * 5_000_000)
+    assert get(host, "k") == b"v" * 5_000_000 + SUFFIX
