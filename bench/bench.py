@@ -186,6 +186,8 @@ class Results:
     floor: dict[str, list[float]] = field(default_factory=dict)
     apply: dict[str, list[float]] = field(default_factory=dict)  # seconds, by what runs the provider
     no_apply: str = ""  # why there is none
+    multiplexed: dict[str, list[float]] = field(default_factory=dict)  # calls/s, by mode, peer, and whether it was so
+    no_multiplexed: str = ""  # why there is none
 
     def add(self, mode: str, figure: str, peer: Peer, value: float) -> None:
         self.values.setdefault((mode, figure, peer.key), []).append(value)
@@ -218,13 +220,28 @@ class Results:
         floor = {name: rounded(values) for name, values in self.floor.items()}
         apply = {name: rounded(values) for name, values in self.apply.items()}
         terraform = {"apply": apply, "error": clean(self.no_apply)}
-        return {"figures": tree, "strangers refused": refused, "floor": floor, "terraform": terraform}
+        rates = {name: rounded(values) for name, values in self.multiplexed.items()}
+        multiplexed = {"rates": rates, "error": clean(self.no_multiplexed)}
+        return {
+            "figures": tree,
+            "strangers refused": refused,
+            "floor": floor,
+            "terraform": terraform,
+            "multiplexed": multiplexed,
+        }
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> "Results":
         """What document() made."""
         terraform = document["terraform"]
-        results = cls(floor=document["floor"], apply=terraform["apply"], no_apply=terraform["error"])
+        multiplexed = document["multiplexed"]
+        results = cls(
+            floor=document["floor"],
+            apply=terraform["apply"],
+            no_apply=terraform["error"],
+            multiplexed=multiplexed["rates"],
+            no_multiplexed=multiplexed["error"],
+        )
         for mode, tree in document["figures"].items():
             for figure, cells in tree.items():
                 for peer, cell in cells.items():
@@ -307,13 +324,14 @@ class Host:
     def is_open(self, peer: Peer) -> bool:
         return peer.key in self._opened
 
-    def open(self, peer: Peer, *, mode: str, kind: str = "plugin") -> float:
+    def open(self, peer: Peer, *, mode: str, kind: str = "plugin", multiplex: bool = False) -> float:
         """Start the peer's plugin; the seconds until it was ready."""
         if peer.failure:
             raise PeerError(peer.failure)
         directory = self._folder / peer.key
         command = peer.commands[kind]
-        answer = self.ask("open", peer=peer.key, cmd=command, dir=str(directory), auto_mtls=mode == "mtls")
+        how = {"auto_mtls": mode == "mtls", "multiplex": multiplex}
+        answer = self.ask("open", peer=peer.key, cmd=command, dir=str(directory), **how)
         self._opened.add(peer.key)
         return float(answer["seconds"])
 
@@ -556,7 +574,7 @@ class Bench:
     def _steps(self) -> int:
         effort, peers = self.effort, len(PEERS)
         a_mode = 1 + effort.starts + effort.loads * len(LOADS) + 1 + 2 * effort.waits
-        return peers * (a_mode * len(MODES) + effort.commands) + effort.floors + effort.commands
+        return peers * (a_mode * len(MODES) + effort.commands) + effort.floors + effort.commands + effort.loads
 
     def turns(self, rounds: int, label: str) -> Iterator[Peer]:
         """Each peer, as many times; each round begins with another, so that none always follows the same."""
@@ -593,6 +611,8 @@ class Bench:
         self.floors()
         self.phase("terraform apply")
         self.applies()
+        self.phase("multiplexed")
+        self.multiplexed()
         self.phase("done")
         return self.results
 
@@ -794,6 +814,24 @@ class Bench:
         except PeerError as error:
             self.results.no_apply = str(error)
 
+    def multiplexed(self) -> None:
+        """Calls over a host's one connection, beside the same without, in turn: ours and the plugin in Go."""
+        load = Load("Get", 100, 16)
+        try:
+            for number in range(self.effort.loads):
+                self.progress.update(self.task, description=f"Multiplexed, round {number + 1}")
+                for mode in MODES:
+                    for peer in (OURS, PEERS[-1]):
+                        for multiplex in (False, True) if number % 2 else (True, False):
+                            self.host.open(peer, mode=mode, multiplex=multiplex)
+                            self.window(peer, load)  # so that its threads are there
+                            rate = self.window(peer, load)["rate"]
+                            self.host.kill(peer)
+                            self.results.multiplexed.setdefault(f"{mode} {peer.key} {multiplex}", []).append(rate)
+                self.progress.advance(self.task)
+        except PeerError as error:
+            self.results.no_multiplexed = str(error)
+
     def apply(self, program: str, name: str) -> float:
         """The seconds of `terraform apply` of 20 new resources."""
         with tempfile.TemporaryDirectory(dir=self.folder) as work, tempfile.TemporaryFile("w+", dir=work) as output:
@@ -932,6 +970,20 @@ class Report:
             f"nobody; {ratio:.2f} of it, round by round."
         )
 
+    def multiplexed(self) -> str:
+        rates = self.results.multiplexed
+        if self.results.no_multiplexed:
+            return f"GRPCBrokerMultiplex: no, {self.results.no_multiplexed}"
+        parts = []
+        for mode, label in MODES.items():
+            for peer in (OURS, PEERS[-1]):
+                over, plain = (rates[f"{mode} {peer.key} {multiplex}"] for multiplex in (True, False))
+                ratio = statistics.median(map(operator.truediv, over, plain))
+                parts.append(
+                    f"{peer.name} {label} {statistics.median(over):,.0f}/s, {ratio:.2f} of what it does otherwise"
+                )
+        return f"With GRPCBrokerMultiplex, Get of 100 B, 16 at a time: {'; '.join(parts)}. Round by round."
+
     def terminal(self) -> Table:
         table = Table(
             title="This plugin: median (middle half). Others: divided by it, round by round. ↓ less is better, ↑ more"
@@ -954,7 +1006,15 @@ class Report:
             label = label if cells else f"**{label}**"
             lines.append(f"| {label} | " + " | ".join(cells or [""] * len(PEERS)) + " |")
         notes = [f"[{number}] {text.replace('|', chr(92) + '|')}" for number, text in enumerate(self.notes, 1)]
-        parts = [head, "\n".join(lines), self.floor(), self.terraform(), self.quiet(), "  \n".join(notes)]
+        parts = [
+            head,
+            "\n".join(lines),
+            self.floor(),
+            self.terraform(),
+            self.multiplexed(),
+            self.quiet(),
+            "  \n".join(notes),
+        ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -1063,7 +1123,9 @@ def report(document: dict[str, Any], output: Path) -> None:
     console.print(terminal)
     for number, note in enumerate(table.notes, 1):
         console.print(f"[{number}] {note}", markup=False, highlight=False)
-    console.print(f"{table.floor()}\n{table.terraform()}\n{table.quiet()}", markup=False, highlight=False)
+    console.print(
+        f"{table.floor()}\n{table.terraform()}\n{table.multiplexed()}\n{table.quiet()}", markup=False, highlight=False
+    )
     shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     console.print(f"{document['minutes']} minutes. In {shown}: results.json, results.md, results.svg", markup=False)
 

@@ -380,8 +380,7 @@ def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_un
         return by_companion(start.companion)
     if settings.multiplex:
         _log.error(
-            "the host asks for multiplexing, which needs a process beside this one, and there is none (%s)",
-            start.refused,
+            "the host asks for multiplexing, which needs a process beside this one: there is none (%s)", start.refused
         )
     if not settings.client_cert:
         return Plain(settings, start.socket_path)

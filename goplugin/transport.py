@@ -70,13 +70,10 @@ class CompanionTLS:
 
     def listen(self, server: Any) -> Address:
         """Have grpc listen on a Unix socket, and the companion in front of it where the host finds us."""
-        return Address(*self._companion.ask("listen", self._listen_plain(server).address))
-
-    def _listen_plain(self, server: Any) -> Address:
         self.server_cert()  # the first reply comes first
-        plain = Address("unix", str(self._companion.ask("path")))
-        server.add_insecure_port(plain.target())
-        return plain
+        plain = str(self._companion.ask("path"))
+        server.add_insecure_port(Address("unix", plain).target())
+        return Address(*self._companion.ask("listen", plain))
 
     def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
         """Return a channel through the companion, which checks the host's certificate."""
@@ -100,19 +97,13 @@ class CompanionTLS:
 
 
 class Multiplexed(CompanionTLS):
-    """All connections are streams of one, which the companion has with the host; with TLS inside each, or without."""
+    """All connections are streams of one, which the companion has with the host; with TLS inside each, or without.
 
-    _listens = False
-
-    def listen(self, server: Any) -> Address:
-        """Have grpc listen on a Unix socket. For the first server return where the host finds us, then that socket."""
-        if self._listens:
-            return self._listen_plain(server)
-        self._listens = True
-        return super().listen(server)
+    The first server listens where the host finds us. To the others, the host comes when it has knocked.
+    """
 
     def expect(self, address: Address) -> None:
-        """Let the host's next stream lead to this socket. ValueError or OSError if that cannot be."""
+        """Let the host's next stream lead to this socket. OSError if the companion is gone."""
         self._companion.ask("expect", address.address)
 
     def open(self) -> Address:
@@ -120,7 +111,7 @@ class Multiplexed(CompanionTLS):
         return Address("unix", str(self._companion.ask("open")))
 
     def dial(self, address: Address, options: Options, insecure_channel: InsecureChannel) -> Any:
-        """Return a channel to what `open` returned. Its connection is never closed for being idle: there is one."""
+        """Return a channel to what `open` returned. It stays connected however long it is idle: there is one stream."""
         return self._dial_plain(address, (*options, ("grpc.client_idle_timeout_ms", 2**31 - 1)), insecure_channel)
 
 

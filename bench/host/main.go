@@ -28,16 +28,17 @@ const callTimeout = 20 * time.Second
 
 // request is one line of standard input. Peer names the plugin from "open" to "kill".
 type request struct {
-	Op       string   `json:"op"`
-	Peer     string   `json:"peer"`
-	Cmd      []string `json:"cmd"`
-	Dir      string   `json:"dir"`
-	AutoMTLS bool     `json:"auto_mtls"`
-	Method   string   `json:"method"` // Get or Put
-	Key      string   `json:"key"`
-	Size     int      `json:"size"`   // of the value that Put sends, in bytes
-	Flight   int      `json:"flight"` // calls at a time
-	Seconds  float64  `json:"seconds"`
+	Op        string   `json:"op"`
+	Peer      string   `json:"peer"`
+	Cmd       []string `json:"cmd"`
+	Dir       string   `json:"dir"`
+	AutoMTLS  bool     `json:"auto_mtls"`
+	Multiplex bool     `json:"multiplex"`
+	Method    string   `json:"method"` // Get or Put
+	Key       string   `json:"key"`
+	Size      int      `json:"size"`   // of the value that Put sends, in bytes
+	Flight    int      `json:"flight"` // calls at a time
+	Seconds   float64  `json:"seconds"`
 }
 
 type answer map[string]any
@@ -150,15 +151,16 @@ func (h host) open(r request) (answer, error) {
 	mark := fmt.Sprintf("BENCH_MARK=%d-%s-%d", os.Getpid(), r.Peer, time.Now().UnixNano())
 	cmd.Env = []string{mark}
 	client := plugin.NewClient(&plugin.ClientConfig{
-		HandshakeConfig:  shared.Handshake,
-		Plugins:          plugin.PluginSet{"kv": kvPlugin{}},
-		Cmd:              cmd,
-		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
-		AutoMTLS:         r.AutoMTLS,
-		StartTimeout:     callTimeout,
-		Stderr:           &stderr,
-		Managed:          true,
-		Logger:           hclog.NewNullLogger(),
+		HandshakeConfig:     shared.Handshake,
+		Plugins:             plugin.PluginSet{"kv": kvPlugin{}},
+		Cmd:                 cmd,
+		AllowedProtocols:    []plugin.Protocol{plugin.ProtocolGRPC},
+		AutoMTLS:            r.AutoMTLS,
+		GRPCBrokerMultiplex: r.Multiplex,
+		StartTimeout:        callTimeout,
+		Stderr:              &stderr,
+		Managed:             true,
+		Logger:              hclog.NewNullLogger(),
 	})
 	begin := time.Now()
 	kv, err := ready(client)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import grpc
 
 from goplugin.aio.calls import submit
-from goplugin.services.broker import TIMEOUT, AcceptedBase, BrokerBase, no_host, no_info
+from goplugin.services.broker import AcceptedBase, BrokerBase, no_host, no_info
+from goplugin.services.knocks import TIMEOUT
 
 _Result = TypeVar("_Result")
 
@@ -27,7 +28,8 @@ class Broker(BrokerBase):
         ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
         """
         self._loop = asyncio.get_running_loop()
-        address = await _result(self._address_of(service_id), no_info(service_id), self._patience)
+        patience = None if self._knocks else TIMEOUT
+        address = await _result(self._address_of(service_id), no_info(service_id), patience)
         channel: grpc.aio.Channel = self._connect(service_id, address, grpc.aio.insecure_channel)
         return channel
 
@@ -41,7 +43,7 @@ class Broker(BrokerBase):
         accepted = Accepted(self, self._transport, service_id)
         connected = self._reserve(accepted)
         try:
-            await _result(connected, no_host(service_id), TIMEOUT)
+            await _result(connected, no_host(service_id))
             interceptors = (_FirstCall(accepted.note_call), *self._server_arguments["interceptors"])
             server = grpc.aio.server(**{**self._server_arguments, "interceptors": interceptors})
             add_to_server(server)
@@ -102,7 +104,7 @@ class _FirstCall(grpc.aio.ServerInterceptor):
         return await continuation(handler_call_details)
 
 
-async def _result(future: Future[_Result], too_late: str, timeout: float | None) -> _Result:
+async def _result(future: Future[_Result], too_late: str, timeout: float | None = TIMEOUT) -> _Result:
     waiting = asyncio.wrap_future(future)
     try:
         await asyncio.wait([waiting], timeout=timeout)

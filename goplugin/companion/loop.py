@@ -21,7 +21,6 @@ class Loop:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
-        self._soon: list[Callable[[], object]] = []
 
     def watch(self, fd: int | HasFileno, events: int, callback: Callable[[int], object]) -> None:
         """Call back whenever fd is ready for one of the events, or has failed."""
@@ -35,22 +34,13 @@ class Loop:
         if self._callbacks.pop(number, None):
             self._poll.unregister(number)
 
-    def soon(self, function: Callable[[], object]) -> None:
-        """Call it once, after the callbacks of this turn."""
-        self._soon.append(function)
-
     def is_watching(self) -> bool:
         """Whether there is anything to wait for."""
         return bool(self._callbacks)
 
     def run_once(self, timeout: float | None) -> None:
         """Wait for events, at most timeout seconds, and call back for each."""
-        if self._soon:
-            timeout = 0
         for fd, events in self._poll.poll(None if timeout is None else max(0, timeout) * 1000):
             callback = self._callbacks.get(fd)
             if callback:  # not forgotten since by another callback
                 callback(events)
-        soon, self._soon = self._soon, []
-        for function in soon:
-            function()

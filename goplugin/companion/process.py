@@ -27,8 +27,6 @@ from goplugin.hostwatch import HostWatch, open_process
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
 LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr before the plugin ended
 
-_log = log.get_logger("goplugin.companion")
-
 _MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which our own records are dropped
 
 
@@ -217,31 +215,28 @@ class Process:
         """Return our certificate."""
         from goplugin.companion import tls
 
-        contexts = tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder())
-        self._begin_relays(contexts)
-        return contexts.server_cert
+        return self._begin_relays(tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder()))
 
     def _use_files(self, *files: str) -> str:
         from goplugin.companion import tls
 
-        contexts = tls.file_contexts(tls.TLSFiles(*files))
-        self._begin_relays(contexts)
-        return contexts.server_cert
+        return self._begin_relays(tls.file_contexts(tls.TLSFiles(*files)))
 
-    def _begin_relays(self, contexts: Any) -> None:
+    def _begin_relays(self, contexts: Any) -> str:
         from goplugin.companion.relay import Relays
 
-        self._relays = relays = Relays(self._loop, contexts, self._environment, self._path, self._on_end)
-        self._commands |= {name: getattr(relays, name) for name in ("listen", "dial", "open", "expect")}
+        self._relays = relays = Relays(self._loop, contexts, self._environment, self._path)
+        relays.ended = self._on_end
+        self._commands |= {name: getattr(relays, name) for name in ("listen", "dial", "expect", "open")}
         self._commands_without_reply["close"] = relays.close
+        return contexts.server_cert if contexts else ""
 
     def _on_end(self, reason: str) -> None:
-        """The host's one connection is over, and nobody can call the plugin any more: it leaves, as in Go."""
+        """The one connection of a host that multiplexes is over. Nobody can call the plugin any more: it leaves."""
         if reason:
-            _log.error("the multiplexed connection to the host has ended: %s", reason)
-        if not self._plugin_left:
-            os.kill(self._plugin, signal.SIGTERM)
-            self._kill_at = time.monotonic() + PLUGIN_GRACE
+            log.get_logger("goplugin.companion").error("the multiplexed connection to the host has ended: %s", reason)
+        os.kill(self._plugin, signal.SIGTERM)
+        self._kill_at = time.monotonic() + PLUGIN_GRACE
 
     def _path(self) -> str:
         """Return a path for a Unix socket that only our user can reach."""

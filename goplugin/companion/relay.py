@@ -10,6 +10,7 @@ all the memory that a slow reader costs.
 """
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -35,66 +36,59 @@ _log = log.get_logger("goplugin.companion")
 
 
 class Relays:
-    """Listeners and connections. listen, dial and close are commands of the plugin (see process.py)."""
+    """Listeners and connections. listen, dial, expect, open and close are commands of the plugin (see process.py)."""
 
     def __init__(
-        self,
-        loop: Loop,
-        contexts: Contexts | None,
-        environment: Environment,
-        path: Callable[[], str],
-        ended: Callable[[str], None] = lambda reason: None,
+        self, loop: Loop, contexts: Contexts | None, environment: Environment, path: Callable[[], str]
     ) -> None:
-        """contexts: None if there is no TLS. path(): returns a path for a Unix socket that only our user can reach.
-
-        ended(reason): called when the one connection of a host that multiplexes is over.
-        """
-        self.loop, self.contexts, self._path, self._ended = loop, contexts, path, ended
+        """contexts: None for no TLS. path(): returns a path for a Unix socket that only our user can reach."""
+        self.loop, self.contexts, self._path = loop, contexts, path
+        self.ended: Callable[[str], object] = str  # called when the one connection of a host that multiplexes is over
         self.handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         self._environment = environment
         self._listeners: dict[str, socket.socket] = {}  # by address
         self._multiplexer: Any = None
-        self._unused: dict[str, Any] = {}  # streams to which grpc has not connected yet, by path
+        self._streams: dict[str, Any] = {}  # to which grpc has not connected yet, by path
 
     def listen(self, plain: str) -> Address:
-        """Let callers in where the host finds us, and on to the Unix socket `plain`; return where that is."""
+        """Let callers in where the host finds us, and on to the Unix socket `plain`; return where that is.
+
+        If the host multiplexes and is connected, return `plain` itself, for `expect`.
+        """
+        if self._multiplexer:
+            return Address("unix", plain)
         listener, address = listening_socket(self._environment, self._path)
         if self._environment.multiplex:
-            from goplugin.companion.multiplex import Multiplexer
-
-            def accept(connection: socket.socket) -> None:
-                self.loop.forget(listener)  # there is one connection, the first
-                self._multiplexer = Multiplexer(self.loop, connection, self._pass_on, plain, self._ended)
-
-            self._accept_from(listener, address.address, accept)
+            self._accept_from(listener, address.address, functools.partial(self._multiplex, listener, plain))
         else:
             self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
         return address
 
+    def _multiplex(self, listener: socket.socket, plain: str, connection: socket.socket) -> None:
+        """Have one connection with the host, the first. Its streams lead to `plain` unless the host has knocked."""
+        from goplugin.companion.multiplex import Multiplexer
+
+        def accept(stream: Any, expected: str) -> None:
+            Relay(self, stream, expected or plain, None, self._multiplexer)
+
+        self.loop.forget(listener)
+        self._multiplexer = Multiplexer(self.loop, connection, accept, self.ended)
+
     def expect(self, plain: str) -> None:
-        """Let the next stream of the host's lead to the Unix socket `plain`. OSError if there is no host."""
-        self._multiplexing().expect(plain)
+        """Let the host's next stream lead to the Unix socket `plain`."""
+        self._multiplexer.expect(plain)
 
     def open(self) -> str:
-        """Open a stream, and return the path of a Unix socket that leads to it. OSError if the host takes none."""
-        multiplexer = self._multiplexing()
+        """Open a stream to the host, and return the path of a Unix socket that leads to it, once."""
 
         def accept(inner: socket.socket) -> None:
-            stream = self._unused.pop(plain)
+            stream = self._streams.pop(plain)
             self.close("unix", plain)
-            Relay(self, stream, "a stream of the host's", inner, multiplexer)
+            Relay(self, stream, "a stream", inner, self._multiplexer)
 
         plain = self._listen_to_grpc(accept)
-        self._unused[plain] = multiplexer.open()
+        self._streams[plain] = self._multiplexer.open()
         return plain
-
-    def _multiplexing(self) -> Any:
-        if not self._multiplexer:
-            raise OSError("the host has not connected yet")
-        return self._multiplexer
-
-    def _pass_on(self, multiplexer: Any, stream: Any, plain: str) -> None:
-        Relay(self, stream, plain, None, multiplexer)
 
     def dial(self, host_network: str, host_address: str) -> str:
         """Return the path of a Unix socket that leads to the host's address."""
@@ -110,7 +104,7 @@ class Relays:
 
         return self._listen_to_grpc(accept)
 
-    def _listen_to_grpc(self, accept: Callable[[socket.socket], None]) -> str:
+    def _listen_to_grpc(self, accept: Callable[[socket.socket], object]) -> str:
         plain = self._path()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(plain)
@@ -124,15 +118,13 @@ class Relays:
             self.loop.forget(listener)
             listener.close()
             Address(network, address).remove()
-        if stream := self._unused.pop(address, None):
+        if stream := self._streams.pop(address, None):
             stream.close()
 
     def close_all(self) -> None:
         """Leave no socket's file behind."""
         for address in list(self._listeners):
             self.close("unix" if os.path.isabs(address) else "tcp", address)
-        if self._multiplexer:
-            self._multiplexer.close()
 
     def expire(self) -> float | None:
         """Refuse who did not finish the handshake in time; return the seconds until the next deadline."""
@@ -150,9 +142,7 @@ class Relays:
         def ready(events: int) -> None:
             try:
                 connection = listener.accept()[0]
-                if connection.family == socket.AF_INET:
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.setblocking(False)
+                _prepare(connection)
                 accept(connection)
             except (BlockingIOError, ConnectionError):
                 pass  # the caller has left
@@ -169,17 +159,15 @@ class Relays:
 class Relay:
     """One connection: moves bytes between two sockets, with TLS on the outer one."""
 
-    def __init__(
-        self, relays: Relays, outer: Any, address: str, inner: socket.socket | None = None, loop: Any = None
-    ) -> None:
+    def __init__(self, relays: Relays, outer: Any, address: str, inner: Any = None, loop: Any = None) -> None:
         """inner: grpc's end if grpc dials; then address is the host's. Else the host calls, and address is grpc's.
 
-        outer: a socket that does not block; or a stream, and loop its Multiplexer.
+        outer: a socket that does not block, or a yamux.Stream, with its Multiplexer as loop.
         """
         self._relays, self._outer, self._inner, self._address = relays, outer, inner, address
-        self._loop = loop or relays.loop  # of outer
         self._dials = inner is not None
         self._tls = TLS(relays.contexts, dials=self._dials) if relays.contexts else NoTLS()
+        self._loops = {outer: loop or relays.loop}
         self._to_outer, self._to_inner = memoryview(b""), memoryview(b"")  # what the socket has not taken yet
         self._inner_ended = False
         self._events: dict[Any, int] = {}  # what the loops watch for
@@ -271,7 +259,7 @@ class Relay:
         if events == self._events.get(side, 0):
             return
         self._events[side] = events
-        loop = self._loop if side is self._outer else self._relays.loop
+        loop = self._loops.get(side, self._relays.loop)
         if events:
             loop.watch(side, events, self._on_outer if side is self._outer else self._on_inner)
         else:
@@ -296,6 +284,12 @@ class Relay:
                 side.close()
 
 
+def _prepare(connection: socket.socket) -> None:
+    connection.setblocking(False)
+    if connection.family == socket.AF_INET:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def _begin_connect(address: Address) -> socket.socket:
     """Return a socket that connects to the address, or will say why not. OSError or ValueError if that is known now."""
     where: Any = address.address
@@ -305,9 +299,7 @@ def _begin_connect(address: Address) -> socket.socket:
         host, _, port = address.address.rpartition(":")
         family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         connection = socket.socket(family, kind, protocol)
-    if connection.family == socket.AF_INET:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setblocking(False)
+    _prepare(connection)
     try:
         connection.connect(where)
     except BlockingIOError:

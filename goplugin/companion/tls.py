@@ -115,11 +115,7 @@ class TLS:
 class NoTLS:
     """The same without TLS: for a host that multiplexes and does not use AutoMTLS."""
 
-    established = True
-
-    def __init__(self) -> None:
-        self.ended = False
-        self._out = b""
+    established, ended, _out = True, False, b""
 
     def receive(self, data: bytes) -> bytes:
         """Return the bytes as they are."""

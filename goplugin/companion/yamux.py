@@ -34,52 +34,41 @@ class Stream:
         self._session, self._number = session, number
         self._received = bytearray()
         self._room = self._window = WINDOW  # bytes that we still take, and that the other side still takes
-        self._read = 0  # bytes, since the other side was told
         self._ended = self._closed = False  # the other side's half, and ours
-        self._reset = self._resets = False  # it was cut; close() cuts it
+        self.reset = self._resets = False  # it was cut; close() cuts it
 
-    @property
     def readable(self) -> bool:
         """Whether recv() would return or raise something."""
-        return bool(self._received) or self._ended or self._reset
+        return bool(self._received) or self._ended or self.reset
 
-    @property
     def writable(self) -> bool:
         """Whether send() would take or raise something."""
-        return self._reset or (self._window > 0 and self._session.has_room())
+        return self.reset or (self._window > 0 and self._session.has_room())
 
     def recv(self, size: int) -> bytes:
         """Return what has come, b"" at the end. BlockingIOError if nothing has, ConnectionResetError if it was cut."""
-        if self._reset:
-            raise ConnectionResetError("the stream was reset")
-        if not self.readable:
-            raise BlockingIOError
+        self._check(self.readable())
         data = bytes(self._received[:size])
         del self._received[:size]
-        self._read += len(data)
-        if self._read >= WINDOW // 2 and not self._ended:
-            self._session.send(_WINDOW_UPDATE, 0, self._number, self._read)
-            self._room += self._read
-            self._read = 0
+        read = WINDOW - self._room - len(self._received)  # which the other side does not know yet
+        if read >= WINDOW // 2 and not self._ended:
+            self._room += read
+            self._session.send(_WINDOW_UPDATE, 0, self._number, read)
         return data
 
     def send(self, data: memoryview) -> int:
         """Send as much as the other side has room for, and return how much that was. Errors are those of recv()."""
-        if self._reset:
-            raise ConnectionResetError("the stream was reset")
-        if not self.writable:
-            raise BlockingIOError
+        self._check(self.writable())
         data = data[: self._window]
         self._window -= len(data)
         self._session.send(_DATA, 0, self._number, len(data), data)
         return len(data)
 
     def shutdown(self, how: int) -> None:
-        """End our half. how: ignored; it is what a socket calls SHUT_WR."""
-        if not self._closed and not self._reset:
+        """End our half. how: ignored; sockets want SHUT_WR."""
+        if not self._closed and not self.reset:
             self._closed = True
             self._session.send(_WINDOW_UPDATE, _FIN, self._number)
-            self._forget_if_over()
 
     def setsockopt(self, *linger: object) -> None:
         """Have close() cut the stream: sockets do that by SO_LINGER."""
@@ -87,42 +76,35 @@ class Stream:
 
     def close(self) -> None:
         """Let go of the stream. What comes from now on is thrown away."""
-        over = self._ended and self._closed
-        if self._resets and not over and not self._reset:
+        if self._resets and not self.reset:
             self._session.send(_WINDOW_UPDATE, _RST, self._number)
         else:
             self.shutdown(0)
-        self._session.forget(self._number)
+        self._session.streams.pop(self._number, None)
 
-    def take(self, kind: int, flags: int, length: int, data: bytearray) -> None:
+    def take(self, flags: int, length: int, data: bytes = b"") -> None:
         """Take a frame for this stream. YamuxError if it may not come."""
         if self._ended and (data or flags & _FIN):
             raise YamuxError(f"a frame after the end of stream {self._number}")
-        if kind == _DATA:
-            self._room -= length
-            if self._room < 0:
-                raise YamuxError(f"more bytes on stream {self._number} than there is room for")
-            self._received += data
-        else:
-            self._window += length
-            if self._window > 0xFFFFFFFF:
-                raise YamuxError(f"the window of stream {self._number} is too large")
+        self._received += data
+        self._room -= len(data)
+        self._window += length - len(data)  # of a window update
+        if self._room < 0 or self._window > 0xFFFFFFFF:
+            raise YamuxError(f"more on stream {self._number} than there is room for")
         self._ended |= bool(flags & _FIN)
-        self._reset |= bool(flags & _RST)
-        self._forget_if_over()
+        self.reset |= bool(flags & _RST)
 
-    def cut(self) -> None:
-        """The session has ended."""
-        self._reset = True
-
-    def _forget_if_over(self) -> None:
-        if self._reset or (self._ended and self._closed):
-            self._session.forget(self._number)
+    def _check(self, ready: bool) -> None:
+        if self.reset:
+            raise ConnectionResetError("the stream was reset")
+        if not ready:
+            raise BlockingIOError
 
 
 class Session:
     """One connection's streams: give it what arrives, and send what it has to say.
 
+    streams: those that are open, by id.
     changed: the streams that may be readable or writable by now; to be emptied by who reads it.
     """
 
@@ -130,97 +112,70 @@ class Session:
         """accept: called with each stream that the other side opens. wake: called when there is something to send."""
         self.changed: set[Stream] = set()
         self._accept, self._wake = accept, wake
-        self._streams: dict[int, Stream] = {}  # by id
+        self.streams: dict[int, Stream] = {}
         self._next, self._last = (1, 0) if client else (2, -1)  # our next id; the other side's last
         self._in, self._out = bytearray(), bytearray()
-        self._gone_away = False
 
     def open(self) -> Stream:
-        """Open a stream. YamuxError if the other side takes none any more."""
-        if self._gone_away:
-            raise YamuxError("the other side takes no more streams")
+        """Open a stream."""
         number, self._next = self._next, self._next + 2
-        self._streams[number] = stream = Stream(self, number)
+        self.streams[number] = stream = Stream(self, number)
         self.send(_WINDOW_UPDATE, _SYN, number)
         return stream
 
     def receive(self, data: bytes) -> None:
-        """Take bytes. YamuxError if they violate the protocol: then all streams are cut, and output() says why."""
+        """Take bytes. YamuxError if they violate the protocol: end the session then."""
         self._in += data
-        start = 0
-        try:
-            while len(self._in) - start >= _HEADER.size:
-                version, kind, flags, number, length = _HEADER.unpack_from(self._in, start)
-                if version or kind > _GO_AWAY:
-                    raise YamuxError(f"a frame of version {version} and type {kind}")
-                if kind == _DATA and length > WINDOW:
-                    raise YamuxError(f"a frame of {length} bytes")
-                body = start + _HEADER.size
-                end = body + (length if kind == _DATA else 0)
-                if end > len(self._in):
-                    break
-                self._take(kind, flags, number, length, self._in[body:end])
-                start = end
-        except YamuxError:
-            self.end(_PROTOCOL_ERROR)
-            raise
-        finally:
-            del self._in[:start]
+        start, end = 0, _HEADER.size
+        while end <= len(self._in):
+            version, kind, flags, number, length = _HEADER.unpack_from(self._in, start)
+            if version or kind > _GO_AWAY or (kind == _DATA and length > WINDOW):
+                raise YamuxError(f"a frame of version {version}, type {kind} and {length} bytes")
+            body, end = end, end + length * (kind == _DATA)
+            if end <= len(self._in):
+                self._take(kind, flags, number, length, bytes(self._in[body:end]))
+                start, end = end, end + _HEADER.size
+        del self._in[:start]
 
     def output(self) -> bytes:
-        """Return, once, the bytes to send."""
+        """Return, once, the bytes to send; b"" if there are none."""
         if not self.has_room():
-            self.changed.update(self._streams.values())  # which may send again
+            self.changed.update(self.streams.values())  # which may send again
         data, self._out = bytes(self._out), bytearray()
         return data
-
-    def has_output(self) -> bool:
-        """Whether there is something to send."""
-        return bool(self._out)
 
     def has_room(self) -> bool:
         """Whether streams may send: not too much waits for the connection."""
         return len(self._out) < _MOST_PENDING
 
-    def end(self, reason: int = _NORMAL) -> None:
-        """Say goodbye, and cut all streams."""
-        self.send(_GO_AWAY, 0, 0, reason)
-        for stream in self._streams.values():
-            stream.cut()
-        self.changed.update(self._streams.values())
-        self._streams.clear()
+    def end(self, *, violated: bool) -> None:
+        """Say goodbye, and cut all streams. violated: the other side has violated the protocol."""
+        self.send(_GO_AWAY, 0, 0, _PROTOCOL_ERROR if violated else _NORMAL)
+        self.changed.update(self.streams.values())
+        for stream in self.streams.values():
+            stream.reset = True
+        self.streams.clear()
 
     def send(self, kind: int, flags: int, number: int, length: int = 0, data: bytes | memoryview = b"") -> None:
         """Send a frame; for streams."""
-        if not self._out:
-            self._wake()
         self._out += _HEADER.pack(0, kind, flags, number, length)
         self._out += data
+        self._wake()
 
-    def forget(self, number: int) -> None:
-        """The stream is over; for streams."""
-        self._streams.pop(number, None)
-
-    def _take(self, kind: int, flags: int, number: int, length: int, data: bytearray) -> None:
-        if kind == _PING:
+    def _take(self, kind: int, flags: int, number: int, length: int, data: bytes) -> None:
+        if kind == _PING and flags & _SYN:
+            self.send(_PING, _ACK, 0, length)
+        elif kind == _GO_AWAY and length != _NORMAL:
+            raise YamuxError(f"the other side ended it, with code {length}")
+        elif kind in (_DATA, _WINDOW_UPDATE):
             if flags & _SYN:
-                self.send(_PING, _ACK, 0, length)
-        elif kind == _GO_AWAY:
-            if length != _NORMAL:
-                raise YamuxError(f"the other side ended it, with code {length}")
-            self._gone_away = True
-        else:
-            if flags & _SYN:
-                self._open(number)
+                if number <= self._last or (number - self._next) % 2 == 0:
+                    raise YamuxError(f"stream {number} was opened, and may not be")
+                self._last = number
+                self.streams[number] = Stream(self, number)
+                self.send(_WINDOW_UPDATE, _ACK, number)
+                self._accept(self.streams[number])
             # Frames for a stream that we have closed may still be on their way.
-            if stream := self._streams.get(number):
+            if stream := self.streams.get(number):
                 self.changed.add(stream)
-                stream.take(kind, flags, length, data)
-
-    def _open(self, number: int) -> None:
-        if number <= self._last or (number - self._next) % 2 == 0:
-            raise YamuxError(f"stream {number} was opened, and may not be")
-        self._last = number
-        self._streams[number] = stream = Stream(self, number)
-        self.send(_WINDOW_UPDATE, _ACK, number)
-        self._accept(stream)
+                stream.take(flags, length, data)

@@ -20,10 +20,8 @@ import grpc
 from goplugin import log
 from goplugin.address import Address
 from goplugin.services import host_pb2, host_pb2_grpc
-from goplugin.services.knocks import Knocks, Outgoing
+from goplugin.services.knocks import TIMEOUT, Knocks, Outgoing
 from goplugin.transport import Multiplexed, Transport
-
-TIMEOUT = 5.0  # seconds that each side has to pick an id up, as in Go
 
 _log = log.get_logger("goplugin.broker")
 
@@ -37,14 +35,15 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         """server_arguments: for the server behind each accepted id."""
         self._transport, self._server_arguments = transport, server_arguments
         self._lock = threading.RLock()  # guards the following
-        self._knocks = Knocks(transport, self._lock, _after, TIMEOUT) if isinstance(transport, Multiplexed) else None
-        self._patience = None if self._knocks else TIMEOUT  # a knock has its own, from when it knocks
         self._hosts: list[Outgoing] = []
         self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they can be dialled
         self._waiting: list[tuple[int | None, str, Future[Any]]] = []  # see _wait
         self._accepted: dict[int, AcceptedBase] = {}
         self._channels: weakref.WeakSet[Any] = weakref.WeakSet()
         self._last_id = 0
+        self._knocks = (
+            Knocks(transport, self._lock, self._hosts, _after) if isinstance(transport, Multiplexed) else None
+        )
         self._closed = False
 
     def next_id(self) -> int:
@@ -59,7 +58,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         with self._lock:
             future = self._wait(service_id, f"cannot dial id {service_id}")
             if self._knocks:
-                self._knocks.dial(service_id, future, no_info(service_id))
+                self._knocks.dial(service_id, future, TimeoutError(no_info(service_id)))
             elif not future.done() and self._known(service_id):
                 future.set_result(self._infos.pop(service_id)[0])
         return future
@@ -107,10 +106,10 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
 
     def announce(self, service_id: int, address: Address) -> None:
         """Tell the hosts where we serve the id."""
-        if self._knocks:
-            self._knocks.serve(service_id, address)
-            return
         with self._lock:
+            if self._knocks:
+                self._knocks.serve(service_id, address)
+                return
             for outgoing in self._hosts:
                 outgoing.put(host_pb2.ConnInfo(service_id=service_id, network=address.network, address=address.address))
 
@@ -120,7 +119,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             if self._accepted.get(accepted.service_id) is accepted:
                 del self._accepted[accepted.service_id]
                 if self._knocks:
-                    self._knocks.stop(accepted.service_id)
+                    self._knocks.served.pop(accepted.service_id, None)
 
     def StartStream(
         self, request_iterator: Iterator[host_pb2.ConnInfo], context: grpc.ServicerContext
@@ -140,10 +139,10 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
 
         with self._lock:
             self._hosts.append(outgoing)
-            if self._knocks:
-                self._knocks.connected(outgoing)
             for future in self._waiting_for(None):
                 future.set_result(None)
+            if self._knocks:
+                self._knocks.go_on()
         threading.Thread(target=receive, name="broker", daemon=True).start()
         try:
             while info := outgoing.get():
@@ -151,15 +150,13 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         finally:
             with self._lock:
                 self._hosts.remove(outgoing)
-                if self._knocks:
-                    self._knocks.left(outgoing)
 
     def _receive(self, info: host_pb2.ConnInfo) -> None:
-        if self._knocks:
-            self._knocks.receive(info)
-            return
         service_id, address = info.service_id, Address(info.network, info.address)
         with self._lock:
+            if self._knocks:
+                self._knocks.receive(info)
+                return
             again = self._known(service_id)
             future = None if again else next(self._waiting_for(service_id), None)
             if future:
@@ -212,7 +209,7 @@ class Broker(BrokerBase):
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
         ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
         """
-        address = _result(self._address_of(service_id), no_info(service_id), self._patience)
+        address = _result(self._address_of(service_id), no_info(service_id), None if self._knocks else TIMEOUT)
         channel: grpc.Channel = self._connect(service_id, address, grpc.insecure_channel)
         return channel
 
@@ -226,7 +223,7 @@ class Broker(BrokerBase):
         accepted = Accepted(self, self._transport, service_id)
         connected = self._reserve(accepted)
         try:
-            _result(connected, no_host(service_id), TIMEOUT)
+            _result(connected, no_host(service_id))
             first_call = _FirstCall(accepted.note_call)
             interceptors = (first_call, *self._server_arguments["interceptors"])
             server = grpc.server(**{**self._server_arguments, "interceptors": interceptors})
@@ -240,7 +237,7 @@ class Broker(BrokerBase):
         return accepted
 
 
-def _result(future: Future[_Result], too_late: str, timeout: float | None) -> _Result:
+def _result(future: Future[_Result], too_late: str, timeout: float | None = TIMEOUT) -> _Result:
     try:
         return future.result(timeout)
     except concurrent.futures.TimeoutError:
