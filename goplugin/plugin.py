@@ -30,7 +30,7 @@ from goplugin.services.broker import Broker
 from goplugin.services.controller import Controller
 from goplugin.services.stdio import Stdio
 from goplugin.start import DEBUG
-from goplugin.transport import CompanionTLS, Multiplexed, Plain, Transport, UnverifiedTLS
+from goplugin.transport import ByCompanion, Multiplexed, Plain, Transport, UnverifiedTLS
 from goplugin.version import __version__
 from goplugin.workers import Workers
 
@@ -364,7 +364,7 @@ def _exit_by_hand(key: str, usage: str | None) -> NoReturn:
 
 
 def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_unverified_callers: bool) -> Transport:
-    by_companion = Multiplexed if settings.multiplex else CompanionTLS
+    by_companion = Multiplexed if settings.multiplex else ByCompanion
     if tls:
         start.start_companion()  # --debug has none yet
         if not start.companion:

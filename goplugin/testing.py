@@ -36,7 +36,7 @@ from goplugin.environment import Environment
 from goplugin.handshake import CORE_PROTOCOL_VERSION, HandshakeConfig
 from goplugin.services import host_pb2, host_pb2_grpc
 from goplugin.services.broker import Broker
-from goplugin.transport import CompanionTLS, Plain
+from goplugin.transport import ByCompanion, Plain
 from goplugin.workers import Workers
 
 KILL_GRACE = 2.0  # seconds that a plugin has to end by itself after Shutdown, as in client.go
@@ -212,7 +212,7 @@ class Client:
         """Connect, check the plugin's health, and open the streams that every host opens."""
         self.version = handshake.version
         environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has Unix sockets
-        transport: Plain | CompanionTLS = Plain(environment, str)
+        transport: Plain | ByCompanion = Plain(environment, str)
         if self._certificate:
             try:
                 contexts = tls.contexts_for(handshake.server_cert, *self._certificate, self._folder)
@@ -221,7 +221,7 @@ class Client:
             for context in (contexts.server, contexts.client):
                 context.set_ciphers("DEFAULT:@SECLEVEL=1")  # RSA keys of 1,024 bits, which Go accepts too
             self._relays = _RelayThread(contexts, environment, self._folder)
-            transport = CompanionTLS(self._relays)
+            transport = ByCompanion(self._relays)
         options = (*_OPTIONS, ("grpc.enable_http_proxy", 0))
         self.channel = transport.dial(handshake.address, options, grpc.insecure_channel)
         self._workers = Workers(2, 64)
@@ -336,7 +336,7 @@ def _text(record: dict[str, Any]) -> str:
 class _RelayThread:
     """TLS under AutoMTLS as the companion does it, in a thread: a test has threads already, and must not fork.
 
-    It has those methods of Companion that CompanionTLS uses.
+    It has those methods of Companion that ByCompanion uses.
     """
 
     folder = ""  # the caller's, who removes it

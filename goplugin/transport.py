@@ -1,4 +1,4 @@
-"""How host and plugin connect: plainly, by TLS in the companion, or by grpcio's own TLS."""
+"""How host and plugin connect: plainly, by the companion (TLS, or one connection for all), or by grpcio's own TLS."""
 
 import contextlib
 import weakref
@@ -60,7 +60,7 @@ class Plain:
         raise OSError(f"grpc cannot listen: {reason}")
 
 
-class CompanionTLS:
+class ByCompanion:
     """TLS ends in the companion, which serves only callers that hold the host's key."""
 
     def __init__(self, companion: Any) -> None:
@@ -96,7 +96,7 @@ class CompanionTLS:
         return True
 
 
-class Multiplexed(CompanionTLS):
+class Multiplexed(ByCompanion):
     """All connections are streams of one, which the companion has with the host; with TLS inside each, or without.
 
     The first server listens where the host finds us. To the others, the host comes when it has knocked.
@@ -139,4 +139,4 @@ class UnverifiedTLS(Plain):
         raise OSError("the broker cannot dial: grpcio's TLS cannot verify the host, and there is no companion process")
 
 
-Transport = Plain | CompanionTLS  # what Plugin and Broker use; what each method promises is said in Plain
+Transport = Plain | ByCompanion  # what Plugin and Broker use; what each method promises is said in Plain

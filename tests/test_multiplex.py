@@ -1,6 +1,7 @@
 """A host that multiplexes: all connections are streams of one. Most other tests run with such a host as well."""
 
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -29,7 +30,7 @@ def connections(process: psutil.Process) -> list[Any]:
 
 
 def test_there_is_one_connection(world: World) -> None:
-    """Whatever the broker does. And nothing else listens than the companion, which takes no second one."""
+    """Whatever the broker does. The companion has it, and takes no second one."""
     host = probe.start(world)
     probe.do(host, "accept", 1)
     host.ask("dial", broker=1)
@@ -75,7 +76,7 @@ def test_ids_that_nobody_serves(world: World) -> None:
         behind = threads.submit(probe.do, host, "dial", [live, "x", 1])
         host.ask("dial", broker=88)
         unserved = threads.submit(probe.do, host, "echo", "x", broker=88)
-        with pytest.raises(CallError, match="the host did not say within 5 s where it serves id 77"):
+        with pytest.raises(CallError, match="cannot dial id 77: the host did not open it within 5 s"):
             dead.result()
         assert behind.result() == "the same"
         with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 88"):
@@ -104,14 +105,26 @@ def test_knocks_of_no_use(world: World, info: dict[str, Any]) -> None:
     host = probe.start(world)
     probe.do(host, "accept", 1)
     host.ask("open", stream=1, method=STREAM)
-    for _ in range(3):
-        host.ask("send", stream=1, message=host_pb2.ConnInfo(service_id=99, **info).SerializeToString())
+    known = not info.get("knock", {}).get("knock")  # what says nothing of value may come for an id that is served, too
+    for service_id in (99, 99, 1) if known else (99, 99):
+        host.ask("send", stream=1, message=host_pb2.ConnInfo(service_id=service_id, **info).SerializeToString())
     time.sleep(0.3)
     host.ask("dial", broker=1)
     assert probe.do(host, "echo", "x", broker=1) == "x"
     assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
     host.ask("cancel", stream=1)
     assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
+
+
+def test_an_id_that_is_served_late_and_dialled_again(world: World) -> None:
+    """The host answers once. That is for the dial that waits, not for the one that has given up."""
+    host = probe.start(world)
+    with pytest.raises(CallError, match="the host did not open it within 5 s"):
+        probe.do(host, "dial", [77, "x", 1])
+    again = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
+    time.sleep(1)
+    host.ask("accept", broker=77)
+    assert again()["message"] == b'"the same"'
 
 
 def test_a_host_that_refuses_a_knock(world: World) -> None:
@@ -156,16 +169,17 @@ def test_a_host_that_hangs_up_ends_the_plugin(world: World) -> None:
 
 
 def test_a_host_that_does_not_read_costs_no_memory(world: World) -> None:
-    """It pings without end, and wants no answers; then it opens streams without end."""
+    """It pings without end, and does not read the answers."""
     process, connection = hand_started(world)
     companion = eventually(world.companions)[0]
     before = companion.memory_info().rss
-    connection.settimeout(1)
+    connection.settimeout(2)
     sent = 0
     pings = frame(2, SYN, 0, 1) * 20_000
     with pytest.raises(TimeoutError):
         while sent < 200_000_000:
             sent += connection.send(pings[sent % 12 :])
+    assert sent > 1_000_000
     assert companion.memory_info().rss - before < 20_000_000
     assert end(process)[0] == 0
     connection.close()
@@ -238,3 +252,61 @@ def test_the_kv_host(world: World) -> None:
     host = world.started()
     put(host, "k", b"v" * 5_000_000)
     assert get(host, "k") == b"v" * 5_000_000 + SUFFIX
+
+
+def descriptors(process: psutil.Process) -> set[int]:
+    return {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+
+
+def test_no_descriptor_left_for_a_dial(world: World) -> None:
+    """It fails. The next dial still reaches the id that it is for."""
+    host = probe.start(world)
+    failing, next_one = host.ask("next_id")["broker"], host.ask("next_id")["broker"]
+    host.ask("accept", broker=failing, size=30)  # where calls fail
+    host.ask("accept", broker=next_one)
+    companion = world.companion()
+    limits = resource.prlimit(companion.pid, resource.RLIMIT_NOFILE)
+    free = min(set(range(100)) - descriptors(companion))
+    resource.prlimit(companion.pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    with pytest.raises(CallError, match="Too many open files"):
+        probe.do(host, "dial", [failing, "x", 1])
+    resource.prlimit(companion.pid, resource.RLIMIT_NOFILE, limits)
+    assert probe.do(host, "dial", [next_one, "x", 1]) == "the same"
+
+
+def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
+    """Though the companion learns of the ends of plugin and connection at the same moment."""
+    process, connection = hand_started(world)
+    companion = eventually(world.companions)[0]
+    companion.suspend()
+    with open(f"/proc/{process.pid}/fd/2", "wb") as stderr:
+        stderr.write(b"the last words\n")
+    process.kill()
+    process.wait()
+    connection.close()
+    time.sleep(0.2)
+    companion.resume()
+    _, err = process.communicate(timeout=10)
+    assert b"the last words" in err
+    assert b"companion process failed" not in err
+
+
+CANCELLED_DIALS = """
+import random
+for _ in range(60):
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with await asyncio.wait_for(plugin.broker.dial({service_id}), random.uniform(0.0005, 0.004)):
+            pass
+await asyncio.sleep(0.5)
+"""
+
+
+def test_cancelled_dials_leave_nothing(world: World) -> None:
+    if not world.on_asyncio:
+        pytest.skip("threads cannot be cancelled")
+    host = probe.start(world)
+    service_id = serve(host)
+    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    before = len(descriptors(world.companion()))
+    probe.do(host, "run_async", "import contextlib\n" + CANCELLED_DIALS.format(service_id=service_id))
+    assert eventually(lambda: len(descriptors(world.companion())) <= before + 2)

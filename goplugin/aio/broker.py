@@ -5,15 +5,12 @@ import concurrent.futures
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from goplugin.aio.calls import submit
-from goplugin.services.broker import AcceptedBase, BrokerBase, no_host, no_info
-from goplugin.services.knocks import TIMEOUT
-
-_Result = TypeVar("_Result")
+from goplugin.services.broker import AcceptedBase, BrokerBase
 
 
 class Broker(BrokerBase):
@@ -26,11 +23,19 @@ class Broker(BrokerBase):
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
         ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
+        If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         self._loop = asyncio.get_running_loop()
-        patience = None if self._knocks else TIMEOUT
-        address = await _result(self._address_of(service_id), no_info(service_id), patience)
+        waiting = self._address_of(service_id)
+        try:
+            address = await asyncio.wrap_future(waiting)
+        except asyncio.CancelledError:
+            if not waiting.cancel() and self._knocks and not waiting.exception():
+                self._transport.close(waiting.result())  # it came at the last moment
+            raise
         channel: grpc.aio.Channel = self._connect(service_id, address, grpc.aio.insecure_channel)
+        if self._knocks:
+            channel.get_state(try_to_connect=True)  # a host in Go closes a stream on which nothing comes for 2 minutes
         return channel
 
     async def accept(self, service_id: int, add_to_server: Callable[[grpc.aio.Server], None]) -> "Accepted":
@@ -43,7 +48,7 @@ class Broker(BrokerBase):
         accepted = Accepted(self, self._transport, service_id)
         connected = self._reserve(accepted)
         try:
-            await _result(connected, no_host(service_id))
+            await asyncio.wrap_future(connected)
             interceptors = (_FirstCall(accepted.note_call), *self._server_arguments["interceptors"])
             server = grpc.aio.server(**{**self._server_arguments, "interceptors": interceptors})
             add_to_server(server)
@@ -102,15 +107,3 @@ class _FirstCall(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         self._called()
         return await continuation(handler_call_details)
-
-
-async def _result(future: Future[_Result], too_late: str, timeout: float | None = TIMEOUT) -> _Result:
-    waiting = asyncio.wrap_future(future)
-    try:
-        await asyncio.wait([waiting], timeout=timeout)
-    except asyncio.CancelledError:
-        future.cancel()  # so that the address is still there for the next one who dials
-        raise
-    if future.cancel():
-        raise TimeoutError(too_late)
-    return await waiting

@@ -7,13 +7,12 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.companion.yamux import Session, Stream, YamuxError
 
-Accept = Callable[[Stream, str], object]
-
-KNOCK_TIMEOUT = 5.0  # seconds that the host has to open a stream after a knock
+KNOCK_TIMEOUT = 60.0  # seconds that the host has to open a stream after a knock; a debugger may stop it
 
 _CHUNK = 256 * 1024  # bytes read at once
 
@@ -21,13 +20,14 @@ _CHUNK = 256 * 1024  # bytes read at once
 class Multiplexer:
     """The host's connection. For relays it is the loop of its streams: it calls back those that can go on."""
 
-    def __init__(self, loop: Loop, connection: socket.socket, accept: Accept, ended: Callable[[str], object]) -> None:
+    def __init__(self, loop: Loop, connection: socket.socket, plain: str, relay: Any, ended: Any) -> None:
         """connection: one that does not block.
 
-        accept(stream, path): called with each stream of the host's, and where it leads if `expect` has said it.
-        ended(reason): called when the connection is over; "" if the host has closed it.
+        relay(path, stream, self): called with each stream of the host's, and the Unix socket that it leads to.
+        plain: that socket, unless `expect` has named another one.
+        ended(reason): called when the connection is over; "" if the host has closed it, or has died.
         """
-        self._loop, self._connection, self._accept, self._ended = loop, connection, accept, ended
+        self._loop, self._connection, self._plain, self._relay, self._ended = loop, connection, plain, relay, ended
         self._session = Session(self._opened, self._wake)
         self._expected: list[tuple[str, float]] = []  # where the next streams lead, until when
         self._watched: dict[Stream, tuple[int, Callable[[int], object]]] = {}
@@ -52,7 +52,7 @@ class Multiplexer:
 
     def _opened(self, stream: Stream) -> None:
         self._expected = [one for one in self._expected if one[1] > time.monotonic()]
-        self._accept(stream, self._expected.pop(0)[0] if self._expected else "")
+        self._relay(self._expected.pop(0)[0] if self._expected else self._plain, stream, self)
 
     def _wake(self) -> None:
         self._watch_connection(self._events | WRITE)  # it can be written to, so that this calls back at once
@@ -72,7 +72,7 @@ class Multiplexer:
                 self._connection.send(bytes(self._unsent) + self._session.output())
             self._loop.forget(self._connection)
             self._connection.close()
-            self._ended(str(error))
+            self._ended("" if isinstance(error, ConnectionError) else str(error))
 
     def _go_on(self, events: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -53,14 +53,14 @@ class Process:
         self._host = HostWatch(parent, (outputs.host_stdout, outputs.host_stderr))
         self._leaves_with_host = outputs.host_stdout >= 0  # not with --debug
         self._kill_at: float | None = None
-        self._relays: Any = None  # of AutoMTLS, imported only then
+        self._relays: Any = None  # for AutoMTLS and multiplexing, imported only then
         self._folder_name, self._folder = folder, ""  # name; path, once it is made
         self._paths = 0
         self._commands: dict[str, Callable[..., Any]] = {"path": self._path, "use_files": self._use_files}
         self._commands_without_reply: dict[str, Callable[..., None]] = {"stay": self._stay}
 
     def run(self) -> None:
-        """Prepare TLS if the host asked for it, then serve host and plugin until the plugin is gone."""
+        """Prepare TLS or multiplexing if the host asked for it, then serve host and plugin until the plugin is gone."""
         log.write = self._log
         os.set_blocking(self._stderr, False)
         try:
@@ -235,7 +235,9 @@ class Process:
         """The one connection of a host that multiplexes is over. Nobody can call the plugin any more: it leaves."""
         if reason:
             log.get_logger("goplugin.companion").error("the multiplexed connection to the host has ended: %s", reason)
-        os.kill(self._plugin, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            if not self._plugin_left:
+                os.kill(self._plugin, signal.SIGTERM)
         self._kill_at = time.monotonic() + PLUGIN_GRACE
 
     def _path(self) -> str:

@@ -1,4 +1,4 @@
-"""Connections under AutoMTLS: TLS outside, plain bytes to grpc inside.
+"""Connections under AutoMTLS or of a host that multiplexes: TLS or a stream outside, plain bytes to grpc inside.
 
 host --- TLS, TCP or Unix socket ---> relay --- Unix socket in a folder of mode 0700 ---> grpc.Server
 grpc.Channel --- Unix socket in that folder ---> relay --- TLS ---> what the host serves under a broker's id
@@ -58,21 +58,19 @@ class Relays:
         if self._multiplexer:
             return Address("unix", plain)
         listener, address = listening_socket(self._environment, self._path)
-        if self._environment.multiplex:
-            self._accept_from(listener, address.address, functools.partial(self._multiplex, listener, plain))
-        else:
-            self._accept_from(listener, address.address, lambda outer: Relay(self, outer, plain))
+        accept = functools.partial(self._multiplex, listener) if self._environment.multiplex else self._relay
+        self._accept_from(listener, address.address, functools.partial(accept, plain))
         return address
 
+    def _relay(self, plain: str, outer: Any, loop: Any = None) -> None:
+        Relay(self, outer, plain, None, loop)
+
     def _multiplex(self, listener: socket.socket, plain: str, connection: socket.socket) -> None:
-        """Have one connection with the host, the first. Its streams lead to `plain` unless the host has knocked."""
+        """Take the host's first connection as the only one. Its streams lead to `plain` unless the host has knocked."""
         from goplugin.companion.multiplex import Multiplexer
 
-        def accept(stream: Any, expected: str) -> None:
-            Relay(self, stream, expected or plain, None, self._multiplexer)
-
         self.loop.forget(listener)
-        self._multiplexer = Multiplexer(self.loop, connection, accept, self.ended)
+        self._multiplexer = Multiplexer(self.loop, connection, plain, self._relay, self.ended)
 
     def expect(self, plain: str) -> None:
         """Let the host's next stream lead to the Unix socket `plain`."""
@@ -82,12 +80,13 @@ class Relays:
         """Open a stream to the host, and return the path of a Unix socket that leads to it, once."""
 
         def accept(inner: socket.socket) -> None:
-            stream = self._streams.pop(plain)
+            del self._streams[plain]
             self.close("unix", plain)
-            Relay(self, stream, "a stream", inner, self._multiplexer)
+            Relay(self, stream, "a stream of the host's", inner, self._multiplexer)
 
+        stream = self._multiplexer.open()  # first, whatever fails: the host takes the next one for it
         plain = self._listen_to_grpc(accept)
-        self._streams[plain] = self._multiplexer.open()
+        self._streams[plain] = stream
         return plain
 
     def dial(self, host_network: str, host_address: str) -> str:
@@ -157,7 +156,7 @@ class Relays:
 
 
 class Relay:
-    """One connection: moves bytes between two sockets, with TLS on the outer one."""
+    """One connection: moves bytes between two sockets, with TLS on the outer one, unless there is none."""
 
     def __init__(self, relays: Relays, outer: Any, address: str, inner: Any = None, loop: Any = None) -> None:
         """inner: grpc's end if grpc dials; then address is the host's. Else the host calls, and address is grpc's.

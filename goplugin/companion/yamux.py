@@ -4,8 +4,8 @@ Mirrors github.com/hashicorp/yamux (spec.md there). A frame is a header, and in 
 
 | version: 0, 1 byte | type, 1 byte | flags, 2 bytes | stream's id, 4 bytes | length, 4 bytes |
 
-The client opens streams with odd ids, the server with even ones. A side may send on a stream what the other one has
-room for: 256 KiB, and again what the other one has read since, which it tells by window updates.
+The client opens streams with odd ids, the server with even ones. On each stream, a side may send 256 KiB that the other
+one has not read yet. The other one says by window updates what it has read.
 
 Go's yamux also pings every 30 s, and ends the session if there is no answer. This one answers, and does not ping: the
 connection does not leave the machine, and a host that a debugger has stopped must keep its plugin.
@@ -105,7 +105,7 @@ class Session:
     """One connection's streams: give it what arrives, and send what it has to say.
 
     streams: those that are open, by id.
-    changed: the streams that may be readable or writable by now; to be emptied by who reads it.
+    changed: the streams that may be readable or writable by now; whoever reads it empties it.
     """
 
     def __init__(self, accept: Callable[[Stream], None], wake: Callable[[], None], *, client: bool = False) -> None:

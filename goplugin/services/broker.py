@@ -5,27 +5,25 @@ serves under the id listens, and sends its address as a ConnInfo on the broker's
 and dials.
 """
 
-import concurrent.futures
 import contextlib
+import functools
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from goplugin import log
 from goplugin.address import Address
 from goplugin.services import host_pb2, host_pb2_grpc
-from goplugin.services.knocks import TIMEOUT, Knocks, Outgoing
+from goplugin.services.knocks import TIMEOUT, Knocks, Outgoing, fail
 from goplugin.transport import Multiplexed, Transport
 
 _log = log.get_logger("goplugin.broker")
-
-_Result = TypeVar("_Result")
 
 
 class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
@@ -58,9 +56,11 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         with self._lock:
             future = self._wait(service_id, f"cannot dial id {service_id}")
             if self._knocks:
-                self._knocks.dial(service_id, future, TimeoutError(no_info(service_id)))
-            elif not future.done() and self._known(service_id):
+                self._knocks.dial(service_id, future)
+                return future
+            if not future.done() and self._known(service_id):
                 future.set_result(self._infos.pop(service_id)[0])
+            _after(TIMEOUT, functools.partial(self._give_up, future, no_info(service_id)))
         return future
 
     def _reserve(self, accepted: "AcceptedBase") -> Future[None]:
@@ -73,7 +73,12 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             future = self._wait(None, f"cannot accept id {accepted.service_id}")
             if not future.done() and self._hosts:
                 future.set_result(None)
+            _after(TIMEOUT, functools.partial(self._give_up, future, no_host(accepted.service_id)))
         return future
+
+    def _give_up(self, future: Future[Any], too_late: str) -> None:
+        with self._lock:
+            fail(future, TimeoutError(too_late))
 
     def _wait(self, service_id: int | None, cannot: str) -> Future[Any]:
         """Return what will have the host's address for the id; for None, what is done once a host is connected."""
@@ -188,8 +193,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         with self._lock:
             self._closed = True
             for _, cannot, future in self._waiting:
-                if not future.done() and future.set_running_or_notify_cancel():
-                    future.set_exception(RuntimeError(f"{cannot}: the plugin is leaving"))
+                fail(future, RuntimeError(f"{cannot}: the plugin is leaving"))
             accepted, channels = list(self._accepted.values()), list(self._channels)
         for one in accepted:
             one.stop()
@@ -208,9 +212,13 @@ class Broker(BrokerBase):
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
         ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
+        If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
-        address = _result(self._address_of(service_id), no_info(service_id), None if self._knocks else TIMEOUT)
+        address = self._address_of(service_id).result()
         channel: grpc.Channel = self._connect(service_id, address, grpc.insecure_channel)
+        if self._knocks:  # a host in Go closes a stream on which nothing comes for 2 minutes
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                grpc.channel_ready_future(channel).result(TIMEOUT)
         return channel
 
     def accept(self, service_id: int, add_to_server: Callable[[grpc.Server], None]) -> "Accepted":
@@ -223,7 +231,7 @@ class Broker(BrokerBase):
         accepted = Accepted(self, self._transport, service_id)
         connected = self._reserve(accepted)
         try:
-            _result(connected, no_host(service_id))
+            connected.result()
             first_call = _FirstCall(accepted.note_call)
             interceptors = (first_call, *self._server_arguments["interceptors"])
             server = grpc.server(**{**self._server_arguments, "interceptors": interceptors})
@@ -235,15 +243,6 @@ class Broker(BrokerBase):
             raise
         self.announce(service_id, address)
         return accepted
-
-
-def _result(future: Future[_Result], too_late: str, timeout: float | None = TIMEOUT) -> _Result:
-    try:
-        return future.result(timeout)
-    except concurrent.futures.TimeoutError:
-        if future.cancel():
-            raise TimeoutError(too_late) from None
-        return future.result()  # it came at the last moment
 
 
 def no_info(service_id: int) -> str:

@@ -6,6 +6,7 @@ on the broker's stream, and waits for the answer. Its next stream is that id's t
 
 import contextlib
 import functools
+import math
 import queue
 import threading
 import time
@@ -21,36 +22,41 @@ TIMEOUT = 5.0  # seconds that each side has to pick an id up, or to answer a kno
 
 Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]  # what the plugin says on a stream of the broker; None ends it
 
-
 _log = log.get_logger("goplugin.broker")
 
 
+def fail(future: Future[Any] | None, error: Exception) -> None:
+    """End the future by this error, unless it is done."""
+    if future and not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
 class Knocks:
-    """Knocks at the host's, one at a time, and opens where the host knocks. All but `dial` is called with the lock."""
+    """Knocks at the host, one knock at a time, and opens where the host knocks. The lock is held by whoever calls."""
 
     def __init__(self, transport: Multiplexed, lock: threading.RLock, hosts: list[Outgoing], after: Any) -> None:
-        """hosts: the broker's streams; the first one is used. after(seconds, function): calls it then."""
+        """hosts: the broker's streams; the first one is used. after(seconds, function): calls the function then."""
         self._transport, self._lock, self._hosts, self._after = transport, lock, hosts, after
-        self._dials: list[tuple[int, Future[Address], Exception]] = []  # which have not knocked yet
-        self._knocked: list[tuple[int, Future[Address]]] = []  # which the host has not answered
+        self._dials: list[tuple[int, Future[Address]]] = []  # which have not knocked yet
+        self._knocked: dict[int, Future[Address] | None] = {}  # which the host has not answered, by id; None: given up
         self.served: dict[int, Address] = {}  # by id
         self._early: dict[int, float] = {}  # ids that the host knocks for and we do not serve yet, until when
 
-    def dial(self, service_id: int, future: Future[Address], too_late: Exception) -> None:
-        """Give the future a socket that leads to the id, ValueError if the host refuses, or too_late."""
-        self._dials.append((service_id, future, too_late))
+    def dial(self, service_id: int, future: Future[Address]) -> None:
+        """Give the future a socket that leads to the id; ValueError if the host refuses, TimeoutError if it is late."""
+        self._dials.append((service_id, future))
         if not self._hosts:
-            self._after(TIMEOUT, functools.partial(self._give_up, future, too_late))
+            self._after(TIMEOUT, functools.partial(self._give_up, service_id, future))
         self.go_on()
 
     def go_on(self) -> None:
         """Knock for the next one, if the one before it has been answered or given up."""
-        while self._dials and self._hosts and all(future.done() for _, future in self._knocked):
-            service_id, future, too_late = self._dials.pop(0)
+        while self._dials and self._hosts and all(not one or one.done() for one in self._knocked.values()):
+            service_id, future = self._dials.pop(0)
             if not future.done():
-                self._knocked.append((service_id, future))
+                self._knocked[service_id] = future
                 self._say(service_id, ack=False)
-                self._after(TIMEOUT, functools.partial(self._give_up, future, too_late))
+                self._after(TIMEOUT, functools.partial(self._give_up, service_id, future))
 
     def serve(self, service_id: int, address: Address) -> None:
         """Let the host in there when it knocks for the id."""
@@ -63,7 +69,7 @@ class Knocks:
         service_id = info.service_id
         if info.knock.ack:
             self._answered(service_id, info.knock.error)
-        elif service_id in self.served:
+        elif info.knock.knock and service_id in self.served:
             self._open(service_id)
         elif info.knock.knock:
             self._early[service_id] = time.monotonic() + TIMEOUT
@@ -76,35 +82,36 @@ class Knocks:
 
     def _expire(self, service_id: int) -> None:
         with self._lock:
-            late = service_id in self._early and self._early.pop(service_id)
-        if late:
-            _log.warning("the host dialled id %d, and nobody served it within %g s", service_id, TIMEOUT)
+            if self._early.get(service_id, math.inf) > time.monotonic():
+                return  # it is served, or the host has knocked again
+            del self._early[service_id]
+        _log.warning("the host dialled id %d, and nobody served it within %g s", service_id, TIMEOUT)
 
     def _say(self, service_id: int, *, ack: bool) -> None:
         knock = host_pb2.ConnInfo.Knock(knock=True, ack=ack)
-        self._hosts[0].put(host_pb2.ConnInfo(service_id=service_id, knock=knock))
+        for host in self._hosts[:1]:
+            host.put(host_pb2.ConnInfo(service_id=service_id, knock=knock))
 
-    def _give_up(self, future: Future[Address], too_late: Exception) -> None:
+    def _give_up(self, service_id: int, future: Future[Address]) -> None:
         with self._lock:
-            if not future.done() and future.set_running_or_notify_cancel():
-                future.set_exception(too_late)
+            if self._knocked.get(service_id) is future:
+                self._knocked[service_id] = None
+            fail(future, TimeoutError(f"cannot dial id {service_id}: the host did not open it within {TIMEOUT:g} s"))
             self.go_on()
 
     def _answered(self, service_id: int, error: str) -> None:
-        future = next((future for one, future in self._knocked if one == service_id), None)
-        if not future:
-            return  # nobody knocked there
-        self._knocked.remove((service_id, future))
+        if service_id not in self._knocked:
+            return
+        future = self._knocked.pop(service_id)
         try:
             if error:
                 raise ValueError(f"cannot dial id {service_id}: {error}")
             # Even if nobody waits for it any more: the host would take the next one, which is another id's, for it.
             address = self._transport.open()
+            if future and not future.done() and future.set_running_or_notify_cancel():
+                future.set_result(address)
+            else:
+                self._transport.close(address)
         except (OSError, ValueError) as problem:
-            self._give_up(future, problem)
-            return
-        if future.done() or not future.set_running_or_notify_cancel():
-            self._transport.close(address)
-        else:
-            future.set_result(address)
+            fail(future, problem)
         self.go_on()

@@ -55,8 +55,9 @@ func main() {
 		check(stream.SetWriteDeadline(time.Now().Add(time.Second)))
 		n, err := stream.Write(make([]byte, size))
 		fmt.Println(n, err)
-	case "refuse": // accept nothing, until the other side has opened too many
-		time.Sleep(time.Second)
+	case "refuse": // accept nothing, until the other side has opened too many, and says so on stdin
+		_, err := os.Stdin.Read(make([]byte, 1))
+		check(err)
 		for range streams {
 			stream, err := session.AcceptStream()
 			check(err)
