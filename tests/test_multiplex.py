@@ -22,7 +22,8 @@ from test_yamux import SYN, UPDATE, frame
 
 from goplugin.services import host_pb2
 
-WORLDS = ["multiplexed", pytest.param("multiplexed, asyncio, AutoMTLS", marks=pytest.mark.slow)]
+OTHERS = ["multiplexed, AutoMTLS", "multiplexed, asyncio", "multiplexed, asyncio, AutoMTLS"]
+WORLDS = ["multiplexed", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
 def connections(process: psutil.Process) -> list[Any]:
