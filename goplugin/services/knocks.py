@@ -101,7 +101,7 @@ class Knocks:
 
     def _answered(self, service_id: int, error: str) -> None:
         if service_id not in self._knocked:
-            return
+            return  # nobody knocked there
         future = self._knocked.pop(service_id)
         try:
             if error:
