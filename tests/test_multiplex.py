@@ -47,6 +47,24 @@ def test_there_is_one_connection(world: World) -> None:
             second.recv(1)
 
 
+def test_each_id_leads_to_its_own_server(world: World) -> None:
+    """Of those that the plugin serves, only the first one has a health service."""
+    host = probe.start(world)
+    health = "/grpc.health.v1.Health/Check"
+    for service_id in (1, 2, 3):
+        probe.do(host, "accept", service_id)
+    for service_id in (3, 1, 2):
+        host.ask("dial", broker=service_id)
+        assert probe.do(host, "echo", service_id, broker=service_id) == service_id
+        with pytest.raises(CallError, match="Unimplemented"):
+            host.call(health, b"\x0a\x06plugin", broker=service_id)
+    probe.do(host, "close", 2)
+    with pytest.raises(CallError, match="Unavailable"):
+        probe.do(host, "echo", 2, broker=2)
+    assert probe.do(host, "echo", 3, broker=3) == 3
+    assert host.call(health, b"\x0a\x06plugin") == b"\x08\x01"
+
+
 def test_an_id_can_be_dialled_again(world: World) -> None:
     """As in Go, where each connection has its knock."""
     host = probe.start(world)
