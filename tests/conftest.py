@@ -74,12 +74,14 @@ def on_native(programs: Path) -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What a module says ALSO_WITH_AUTO_MTLS of runs once more with a host that sets it, but for plain_only tests.
+    """Run the tests of a module again in other worlds, in `make test-all`. The module says in which ones.
 
-    What it says ALSO_ON_ASYNCIO of runs once more with plugins on grpc.aio, but for threads_only tests, and once more
-    with plugins on pygrpc-native, but for grpcio_only tests. What has both runs with a host that multiplexes, but for
-    unmultiplexed tests. These runs are for `make test-all`; test_automtls.py has
-    what only AutoMTLS can break, and test_aio.py what only asyncio can.
+    ALSO_WITH_AUTO_MTLS: with a host that sets it, except for plain_only tests.
+    ALSO_ON_ASYNCIO: with plugins on grpc.aio, except for threads_only tests, and with plugins on pygrpc-native, except
+        for grpcio_only tests.
+    Both: with a host that multiplexes, plain on threads, and with AutoMTLS on asyncio, except for unmultiplexed tests.
+
+    What only one of these worlds can break is in test_automtls.py, test_aio.py, test_native.py and test_multiplex.py.
     """
     if "world" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker

@@ -7,15 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import probe
 import pytest
 from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 
-from goplugin.services import host_pb2
+from goplugin.services import broker, host_pb2
 
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
@@ -241,3 +243,21 @@ def test_two_hosts_with_equal_ids(world: World) -> None:
         probe.do(host, "dial", [77, "x", 1])
     # Under AutoMTLS it is the TLS terminator that dials, and says so in the log.
     assert "127.0.0.1:1:" in str(failed.value) or host.logged("127.0.0.1:1:")
+
+
+def test_a_dial_for_which_there_was_no_thread_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread ends the waits of all dials. If it cannot be started, the next dial starts it."""
+    monkeypatch.setattr(broker, "_timer_thread", None)
+    monkeypatch.setattr(broker, "TIMEOUT", 0.2)
+    transport: Any = None
+    dialling = broker.Broker(transport, {})
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            dialling.dial(1)
+    with pytest.raises(TimeoutError, match="where it serves id 2"):
+        dialling.dial(2)
+
+
+def no_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

@@ -84,7 +84,10 @@ class Plugin(PluginBase):
 
 
 def _log_failure(main: asyncio.Task[Any]) -> None:
-    """Log what main() raised, at once: as asyncio.run() cancels the calls of a server that runs, grpcio may crash."""
+    """Log what main() raised, at once: when asyncio.run() then cancels the calls of a running server, grpcio may crash.
+
+    The task that awaits listen() is taken for main().
+    """
     error = None if main.cancelled() else main.exception()
     if error and not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)

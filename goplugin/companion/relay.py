@@ -43,7 +43,7 @@ class Relays:
     ) -> None:
         """contexts: None for no TLS. path(): returns a path for a Unix socket that only our user can reach."""
         self.loop, self.contexts, self._path = loop, contexts, path
-        self.ended: Callable[[str], object] = str  # called when the one connection of a host that multiplexes is over
+        self.ended: Callable[[str], object] = lambda reason: None  # called when a multiplexed connection is over
         self.handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         self._environment = environment
         self._listeners: dict[str, socket.socket] = {}  # by address
@@ -84,7 +84,7 @@ class Relays:
             self.close("unix", plain)
             Relay(self, stream, "a stream of the host's", inner, self._multiplexer)
 
-        stream = self._multiplexer.open()  # first, whatever fails: the host takes the next one for it
+        stream = self._multiplexer.open()  # first: if the rest fails, the host must not take the next one for it
         plain = self._listen_to_grpc(accept)
         self._streams[plain] = stream
         return plain

@@ -28,7 +28,7 @@ class YamuxError(OSError):
 
 
 class Stream:
-    """A stream, with those methods of a socket that does not block that a relay uses."""
+    """A stream. It has the methods of a non-blocking socket that a relay uses."""
 
     def __init__(self, session: "Session", number: int) -> None:
         self._session, self._number = session, number

@@ -326,7 +326,7 @@ def _after(seconds: float, function: Callable[[], None]) -> None:
     """Call the function after that time. The time is always the same, so one thread calls them in order."""
     global _timer_thread
     _timers.put((time.monotonic() + seconds, function))
-    if not _timer_thread:
+    if not (_timer_thread and _timer_thread.is_alive()):  # not started yet, or the system had no thread left
         _timer_thread = threading.Thread(target=_run_timers, name="broker-timers", daemon=True)
         _timer_thread.start()
 

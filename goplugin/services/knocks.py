@@ -1,7 +1,8 @@
-"""The broker of a host that multiplexes: who dials an id knocks first; mirrors knock and listenForKnocks in go-plugin.
+"""The broker of a host that multiplexes: the side that dials an id knocks first.
 
-Host and plugin have one connection. A new stream of it does not say which id it is for. So one side says that before,
-on the broker's stream, and waits for the answer. Its next stream is that id's then.
+Mirrors knock and listenForKnocks in go-plugin's grpc_broker.go. Host and plugin have one connection, and a new stream
+does not say which id it is for. So the side that opens it names the id before, on the broker's stream, and waits for
+the answer. Its next stream then belongs to that id.
 """
 
 import contextlib
@@ -106,7 +107,7 @@ class Knocks:
         try:
             if error:
                 raise ValueError(f"cannot dial id {service_id}: {error}")
-            # Even if nobody waits for it any more: the host would take the next one, which is another id's, for it.
+            # Even if nobody waits any more: otherwise the host takes our next stream, another id's, for this one.
             address = self._transport.open()
             if future and not future.done() and future.set_running_or_notify_cancel():
                 future.set_result(address)
