@@ -379,9 +379,7 @@ def _transport(settings: environment.Environment, tls: TLSFiles | None, allow_un
     if start.companion and (settings.client_cert or settings.multiplex):
         return by_companion(start.companion)
     if settings.multiplex:
-        _log.error(
-            "the host asks for multiplexing, which needs a process beside this one: there is none (%s)", start.refused
-        )
+        _log.error("the host's multiplexing needs a process beside this one, and there is none (%s)", start.refused)
     if not settings.client_cert:
         return Plain(settings, start.socket_path)
     if not allow_unverified_callers:

@@ -343,7 +343,7 @@ class _RelayThread:
 
     def __init__(self, contexts: tls.Contexts, environment: Environment, folder: str) -> None:
         self._loop, self._folder, self._paths = Loop(), folder, itertools.count()
-        self._relays = Relays(self._loop, contexts, environment, self._path)
+        self._relays = Relays(self._loop, contexts, environment, self._path, None)
         self._commands: dict[str, Callable[..., Any]] = {
             "path": self._path,
             "listen": self._relays.listen,

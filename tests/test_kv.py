@@ -1,7 +1,5 @@
 """The KV service, as a Go host and go-plugin's own KV programs see it."""
 
-import contextlib
-import functools
 import hashlib
 import os
 import shlex
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import psutil
 import pytest
 from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
@@ -53,38 +52,20 @@ def test_put_survives_sigkill(world: World) -> None:
     assert (world.folder / "kv_hello").read_bytes() == b"world" + SUFFIX
 
 
-def is_being_written(folder: Path, size: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):  # it got its own name since it was listed
-        return any(file.stat().st_size > size for file in folder.glob(".kv_*"))
-    return False
-
-
-@pytest.mark.slow
 def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
-    midway = 0
-    for attempt in range(40):  # when the kill comes is a matter of luck: until it was midway twice
-        host = world.started()
-        plugin = world.plugin()
-        put(host, "hello", b"old")
-        begun = host.begin(
-            "call",
-            method="/proto.KV/Put",
-            message=kv_pb2.PutRequest(key="hello", value=b"new" * 20_000_000).SerializeToString(),
-        )
-        # Killed while the new value is being written: its file stands beside, incomplete.
-        eventually(functools.partial(is_being_written, world.folder, attempt % 8 * 5_000_000), 2)
-        plugin.kill()
-        with contextlib.suppress(CallError):  # on a slow machine it may have been done in time
-            begun()
-        host.close()
-        value = (world.folder / "kv_hello").read_bytes()
-        assert value in (b"old" + SUFFIX, b"new" * 20_000_000 + SUFFIX)
-        for file in world.folder.glob(".kv_*"):
-            midway += 1
-            file.unlink()
-        if midway == 2:
-            return
-    pytest.fail(f"of 40 kills only {midway} were midway")
+    world.env["KV_PLUGIN"] = str(world.kv_plugin)
+    host = world.started(PLUGINS / "stops_midway.py")
+    plugin = world.plugin()
+    put(host, "hello", b"old")
+    message = kv_pb2.PutRequest(key="hello", value=b"new" * 20_000_000).SerializeToString()
+    begun = host.begin("call", method="/proto.KV/Put", message=message)
+    assert eventually(lambda: plugin.status() == psutil.STATUS_STOPPED)
+    (beside,) = world.folder.glob(".kv_*")
+    assert beside.stat().st_size == (60_000_000 + len(SUFFIX)) // 2
+    plugin.kill()
+    with pytest.raises(CallError, match="Unavailable"):
+        begun()
+    assert (world.folder / "kv_hello").read_bytes() == b"old" + SUFFIX
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ class Ends:
     def __init__(self, folder: Path) -> None:
         path = make_certificate(folder, "host")
         self._loop = Loop()
-        relays = relay.Relays(self._loop, tls.auto_mtls_contexts(certificate_in(path), str(folder)), Environment(), str)
+        contexts = tls.auto_mtls_contexts(certificate_in(path), str(folder))
+        relays = relay.Relays(self._loop, contexts, Environment(), str, None)
         self._control, self._theirs = socket.socketpair()
         self._thread = threading.Thread(target=self._run)
         self._listener = socket.socket(socket.AF_UNIX)

@@ -23,7 +23,7 @@ class Multiplexer:
     def __init__(self, loop: Loop, connection: socket.socket, plain: str, relay: Any, ended: Any) -> None:
         """connection: one that does not block.
 
-        relay(path, stream, self): called with each stream of the host's, and the Unix socket that it leads to.
+        relay(path, stream, loop=self): called with each stream of the host's, and the Unix socket that it leads to.
         plain: that socket, unless `expect` has named another one.
         ended(reason): called when the connection is over; "" if the host has closed it, or has died.
         """
@@ -52,7 +52,7 @@ class Multiplexer:
 
     def _opened(self, stream: Stream) -> None:
         self._expected = [one for one in self._expected if one[1] > time.monotonic()]
-        self._relay(self._expected.pop(0)[0] if self._expected else self._plain, stream, self)
+        self._relay(self._expected.pop(0)[0] if self._expected else self._plain, stream, loop=self)
 
     def _wake(self) -> None:
         self._watch_connection(self._events | WRITE)  # it can be written to, so that this calls back at once

@@ -225,8 +225,7 @@ class Process:
     def _begin_relays(self, contexts: Any) -> str:
         from goplugin.companion.relay import Relays
 
-        self._relays = relays = Relays(self._loop, contexts, self._environment, self._path)
-        relays.ended = self._on_end
+        self._relays = relays = Relays(self._loop, contexts, self._environment, self._path, self._on_end)
         self._commands |= {name: getattr(relays, name) for name in ("listen", "dial", "expect", "open")}
         self._commands_without_reply["close"] = relays.close
         return contexts.server_cert if contexts else ""

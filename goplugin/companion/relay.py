@@ -39,11 +39,14 @@ class Relays:
     """Listeners and connections. listen, dial, expect, open and close are commands of the plugin (see process.py)."""
 
     def __init__(
-        self, loop: Loop, contexts: Contexts | None, environment: Environment, path: Callable[[], str]
+        self, loop: Loop, contexts: Contexts | None, environment: Environment, path: Callable[[], str], ended: Any
     ) -> None:
-        """contexts: None for no TLS. path(): returns a path for a Unix socket that only our user can reach."""
-        self.loop, self.contexts, self._path = loop, contexts, path
-        self.ended: Callable[[str], object] = lambda reason: None  # called when a multiplexed connection is over
+        """contexts: None for no TLS. path(): returns a path for a Unix socket that only our user can reach.
+
+        ended(reason): called when the one connection of a host that multiplexes is over.
+        """
+        self.loop, self.contexts, self._path, self._ended = loop, contexts, path, ended
+        self._relay = functools.partial(Relay, self)
         self.handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         self._environment = environment
         self._listeners: dict[str, socket.socket] = {}  # by address
@@ -62,15 +65,12 @@ class Relays:
         self._accept_from(listener, address.address, functools.partial(accept, plain))
         return address
 
-    def _relay(self, plain: str, outer: Any, loop: Any = None) -> None:
-        Relay(self, outer, plain, None, loop)
-
     def _multiplex(self, listener: socket.socket, plain: str, connection: socket.socket) -> None:
         """Take the host's first connection as the only one. Its streams lead to `plain` unless the host has knocked."""
         from goplugin.companion.multiplex import Multiplexer
 
         self.loop.forget(listener)
-        self._multiplexer = Multiplexer(self.loop, connection, plain, self._relay, self.ended)
+        self._multiplexer = Multiplexer(self.loop, connection, plain, self._relay, self._ended)
 
     def expect(self, plain: str) -> None:
         """Let the host's next stream lead to the Unix socket `plain`."""
@@ -82,7 +82,7 @@ class Relays:
         def accept(inner: socket.socket) -> None:
             del self._streams[plain]
             self.close("unix", plain)
-            Relay(self, stream, "a stream of the host's", inner, self._multiplexer)
+            Relay(self, "a stream of the host's", stream, inner, self._multiplexer)
 
         stream = self._multiplexer.open()  # first: if the rest fails, the host must not take the next one for it
         plain = self._listen_to_grpc(accept)
@@ -99,7 +99,7 @@ class Relays:
                 _log.warning("cannot dial %s: %s", host_address, error)
                 inner.close()
             else:
-                Relay(self, outer, host_address, inner)
+                Relay(self, host_address, outer, inner)
 
         return self._listen_to_grpc(accept)
 
@@ -158,15 +158,14 @@ class Relays:
 class Relay:
     """One connection: moves bytes between two sockets, with TLS on the outer one, unless there is none."""
 
-    def __init__(self, relays: Relays, outer: Any, address: str, inner: Any = None, loop: Any = None) -> None:
+    def __init__(self, relays: Relays, address: str, outer: Any, inner: Any = None, loop: Any = None) -> None:
         """inner: grpc's end if grpc dials; then address is the host's. Else the host calls, and address is grpc's.
 
         outer: a socket that does not block, or a yamux.Stream, with its Multiplexer as loop.
         """
         self._relays, self._outer, self._inner, self._address = relays, outer, inner, address
-        self._dials = inner is not None
+        self._dials, self._loop = inner is not None, loop or relays.loop
         self._tls = TLS(relays.contexts, dials=self._dials) if relays.contexts else NoTLS()
-        self._loops = {outer: loop or relays.loop}
         self._to_outer, self._to_inner = memoryview(b""), memoryview(b"")  # what the socket has not taken yet
         self._inner_ended = False
         self._events: dict[Any, int] = {}  # what the loops watch for
@@ -258,7 +257,7 @@ class Relay:
         if events == self._events.get(side, 0):
             return
         self._events[side] = events
-        loop = self._loops.get(side, self._relays.loop)
+        loop = self._loop if side is self._outer else self._relays.loop
         if events:
             loop.watch(side, events, self._on_outer if side is self._outer else self._on_inner)
         else:

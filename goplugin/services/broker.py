@@ -20,7 +20,7 @@ import grpc
 from goplugin import log
 from goplugin.address import Address
 from goplugin.services import host_pb2, host_pb2_grpc
-from goplugin.services.knocks import TIMEOUT, Knocks, Outgoing, fail
+from goplugin.services.knocks import TIMEOUT, Knocks, Outgoing, after, fail
 from goplugin.transport import Multiplexed, Transport
 
 _log = log.get_logger("goplugin.broker")
@@ -39,9 +39,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         self._accepted: dict[int, AcceptedBase] = {}
         self._channels: weakref.WeakSet[Any] = weakref.WeakSet()
         self._last_id = 0
-        self._knocks = (
-            Knocks(transport, self._lock, self._hosts, _after) if isinstance(transport, Multiplexed) else None
-        )
+        self._knocks = Knocks(transport, self._lock, self._hosts) if isinstance(transport, Multiplexed) else None
         self._closed = False
 
     def next_id(self) -> int:
@@ -60,7 +58,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
                 return future
             if not future.done() and self._known(service_id):
                 future.set_result(self._infos.pop(service_id)[0])
-            _after(TIMEOUT, functools.partial(self._give_up, future, no_info(service_id)))
+            after(TIMEOUT, functools.partial(self._give_up, future, no_info(service_id)))
         return future
 
     def _reserve(self, accepted: "AcceptedBase") -> Future[None]:
@@ -73,7 +71,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             future = self._wait(None, f"cannot accept id {accepted.service_id}")
             if not future.done() and self._hosts:
                 future.set_result(None)
-            _after(TIMEOUT, functools.partial(self._give_up, future, no_host(accepted.service_id)))
+            after(TIMEOUT, functools.partial(self._give_up, future, no_host(accepted.service_id)))
         return future
 
     def _give_up(self, future: Future[Any], too_late: str) -> None:
@@ -171,7 +169,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         if again:  # two hosts use the same id; as in Go, the first one is kept
             _log.warning("the host serves id %d while another one does: not reachable", service_id)
         elif not future:
-            _after(TIMEOUT, self._expire)
+            after(TIMEOUT, self._expire)
 
     def _expire(self) -> None:
         """Forget ids that nobody dialled in time, as the host does too."""
@@ -275,7 +273,7 @@ class AcceptedBase:
         """
         self._address = self._transport.listen(server)
         self._server = stoppable
-        _after(TIMEOUT, self._check_called)
+        after(TIMEOUT, self._check_called)
         return self._address
 
     def note_call(self) -> None:
@@ -316,23 +314,3 @@ class _FirstCall(grpc.ServerInterceptor):
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         self._called()
         return continuation(handler_call_details)
-
-
-_timers = queue.SimpleQueue[tuple[float, Callable[[], None]]]()
-_timer_thread: threading.Thread | None = None
-
-
-def _after(seconds: float, function: Callable[[], None]) -> None:
-    """Call the function after that time. The time is always the same, so one thread calls them in order."""
-    global _timer_thread
-    _timers.put((time.monotonic() + seconds, function))
-    if not (_timer_thread and _timer_thread.is_alive()):  # not started yet, or the system had no thread left
-        _timer_thread = threading.Thread(target=_run_timers, name="broker-timers", daemon=True)
-        _timer_thread.start()
-
-
-def _run_timers() -> None:
-    while True:
-        due, function = _timers.get()
-        time.sleep(max(0.0, due - time.monotonic()))
-        function()
