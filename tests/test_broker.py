@@ -1,5 +1,6 @@
 """Brokered connections, both ways, with the real broker of a Go host at the other end."""
 
+import asyncio
 import json
 import re
 import shlex
@@ -17,7 +18,10 @@ import probe
 import pytest
 from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 
+from goplugin.aio.broker import Broker as AioBroker
+from goplugin.environment import Environment
 from goplugin.services import broker, host_pb2, knocks
+from goplugin.transport import Plain
 
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
@@ -257,6 +261,22 @@ def test_a_dial_for_which_there_was_no_thread_harms_no_other(monkeypatch: pytest
             dialling.dial(1)
     with pytest.raises(TimeoutError, match="where it serves id 2"):
         dialling.dial(2)
+
+
+def test_an_address_that_comes_when_its_dial_is_cancelled() -> None:
+    """It is there for the next dial."""
+
+    async def dial_twice() -> None:
+        dialling = AioBroker(Plain(Environment(), str), {"options": ()})
+        first = asyncio.ensure_future(dialling.dial(7))
+        await asyncio.sleep(0)
+        dialling._receive(host_pb2.ConnInfo(service_id=7, network="tcp", address="127.0.0.1:1"))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert first.cancelled()
+        await (await dialling.dial(7)).close()
+
+    asyncio.run(dial_twice())
 
 
 def no_thread(thread: threading.Thread) -> None:

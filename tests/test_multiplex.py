@@ -324,6 +324,50 @@ def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
     assert b"companion process failed" not in err
 
 
+def test_a_plugin_that_answers_too_late(world: World) -> None:
+    """The host has given up, and opens no stream. Its next one, for another id, leads there."""
+    host = probe.start(world)
+    for service_id in (1, 2):
+        probe.do(host, "accept", service_id)
+    plugin = world.plugin()
+    plugin.suspend()
+    host.ask("dial", broker=1)
+    call = host.begin("call", method="/probe.Probe/echo", message=b'"one"', broker=1)
+    with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 1"):
+        call()
+    plugin.resume()
+    probe.do(host, "close", 1)  # so that whoever is led there has an error
+    host.ask("dial", broker=2)
+    assert probe.do(host, "echo", "two", broker=2) == "two"
+
+
+DIALLED_AGAIN = """
+task = asyncio.ensure_future(plugin.broker.dial({service_id}))
+await asyncio.sleep(0)
+task.cancel()
+await asyncio.gather(task, return_exceptions=True)
+async with await plugin.broker.dial({service_id}) as channel:
+    answer = await channel.unary_unary("/any.Service/Method")(b"again", timeout=5)
+await asyncio.sleep(0.5)
+return [task.cancelled(), answer.decode()]
+"""
+
+
+def test_a_cancelled_dial_and_another_one(world: World) -> None:
+    """The host opened the id twice. The next id leads to its own server, whose calls fail."""
+    if not world.on_asyncio:
+        pytest.skip("threads cannot be cancelled")
+    host = probe.start(world)
+    service_id, other = serve(host), host.ask("next_id")["broker"]
+    host.ask("accept", broker=other, size=30)
+    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    for _ in range(3):
+        assert probe.do(host, "run_async", DIALLED_AGAIN.format(service_id=service_id)) == [True, "again"]
+    for _ in range(3):
+        with pytest.raises(CallError, match="e" * 30):
+            probe.do(host, "dial", [other, "x", 1])
+
+
 CANCELLED_DIALS = """
 import random
 for _ in range(60):

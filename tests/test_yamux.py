@@ -138,6 +138,13 @@ def test_what_comes_for_a_closed_stream_is_thrown_away() -> None:
     assert send(other, b"x") == 1
 
 
+def test_what_comes_after_the_end_is_no_violation() -> None:
+    """In Go, one goroutine may close a stream while another one still writes."""
+    side = Side()
+    side.session.receive(OPENED + frame(UPDATE, FIN, 1, 0) + frame(DATA, 0, 1, 1, b"x") + frame(UPDATE, SYN, 3, 0))
+    assert len(side.accepted) == 2
+
+
 def test_pings_are_answered() -> None:
     side = Side()
     side.session.receive(frame(PING, SYN, 0, 4711) + frame(PING, ACK, 0, 1))
@@ -173,8 +180,11 @@ VIOLATIONS = {
     "an older id": (frame(UPDATE, SYN, 3, 0) + OPENED, "stream 1 was opened"),
     "more than the window": (OPENED + frame(DATA, 0, 1, WINDOW, bytes(WINDOW)) + frame(DATA, 0, 1, 1, b"x"), "room"),
     "a frame longer than any window": (OPENED + frame(DATA, 0, 1, WINDOW + 1), "262145 bytes"),
-    "bytes after the end": (OPENED + frame(DATA, FIN, 1, 0) + frame(DATA, 0, 1, 1, b"x"), "after the end of stream 1"),
-    "two ends": (OPENED + frame(UPDATE, FIN, 1, 0) * 2, "after the end of stream 1"),
+    "more than the window, after the end": (
+        OPENED + frame(DATA, FIN, 1, 1, b"x") + frame(DATA, 0, 1, WINDOW, bytes(WINDOW)),
+        "room",
+    ),
+    "two ends": (OPENED + frame(UPDATE, FIN, 1, 0) * 2, "a second end of stream 1"),
     "a window beyond 32 bits": (OPENED + frame(UPDATE, 0, 1, 0xFFFFFFFF), "more on stream 1"),
     "an error of the other side's": (frame(GO_AWAY, 0, 0, 2), "with code 2"),
 }

@@ -22,7 +22,7 @@ class Broker(BrokerBase):
         """Return a channel to what the host serves under the id. Close it, or use it in an `async with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
+        ValueError if the id is not a uint32, the host refuses or names no address. RuntimeError when the plugin leaves.
         If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         self._loop = asyncio.get_running_loop()
@@ -30,8 +30,8 @@ class Broker(BrokerBase):
         try:
             address = await asyncio.wrap_future(waiting)
         except asyncio.CancelledError:
-            if not waiting.cancel() and self._knocks and not waiting.exception():
-                self._transport.close(waiting.result())  # it came at the last moment
+            if not waiting.cancel() and not waiting.exception():
+                self._give_back(service_id, waiting.result())  # it came at the last moment
             raise
         channel: grpc.aio.Channel = self._connect(service_id, address, grpc.aio.insecure_channel)
         if self._knocks:
@@ -43,12 +43,11 @@ class Broker(BrokerBase):
 
         add_to_server: adds the services to the grpc.aio.Server that it is given.
         ValueError if the id is not a uint32 or is accepted already, TimeoutError if no host opens the broker's stream
-        within 5 s, OSError if the plugin cannot listen; RuntimeError when it is leaving.
+        within 5 s, OSError or ValueError if the plugin cannot listen; RuntimeError when it is leaving.
         """
         accepted = Accepted(self, self._transport, service_id)
-        connected = self._reserve(accepted)
         try:
-            await asyncio.wrap_future(connected)
+            await asyncio.wrap_future(self._reserve(accepted))
             interceptors = (_FirstCall(accepted.note_call), *self._server_arguments["interceptors"])
             server = grpc.aio.server(**{**self._server_arguments, "interceptors": interceptors})
             add_to_server(server)

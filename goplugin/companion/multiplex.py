@@ -47,8 +47,11 @@ class Multiplexer:
         self._watched.pop(stream, None)
 
     def expect(self, path: str) -> None:
-        """Let the next stream of the host's lead to this Unix socket: the host has knocked."""
-        self._expected.append((path, time.monotonic() + KNOCK_TIMEOUT))
+        """Let the next stream of the host's lead to this Unix socket: the host has knocked.
+
+        It knocks again only when the stream has come, or when it has given up: the newest goes first. 100 are kept.
+        """
+        self._expected = [(path, time.monotonic() + KNOCK_TIMEOUT), *self._expected[:99]]
 
     def _opened(self, stream: Stream) -> None:
         self._expected = [one for one in self._expected if one[1] > time.monotonic()]

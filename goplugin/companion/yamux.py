@@ -84,8 +84,9 @@ class Stream:
 
     def take(self, flags: int, length: int, data: bytes = b"") -> None:
         """Take a frame for this stream. YamuxError if it may not come."""
-        if self._ended and (data or flags & _FIN):
-            raise YamuxError(f"a frame after the end of stream {self._number}")
+        # Data may come after the end: in Go, one thread may close a stream while another one writes.
+        if self._ended and flags & _FIN:
+            raise YamuxError(f"a second end of stream {self._number}")
         self._received += data
         self._room -= len(data)
         self._window += length - len(data)  # of a window update

@@ -58,7 +58,9 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
                 return future
             if not future.done() and self._known(service_id):
                 future.set_result(self._infos.pop(service_id)[0])
-            after(TIMEOUT, functools.partial(self._give_up, future, no_info(service_id)))
+            late = f"the host did not say within {TIMEOUT:g} s where it serves id {service_id}"
+            error = TimeoutError(f"{late} (it does so once: an id can be dialled once)")
+            after(TIMEOUT, functools.partial(fail, future, error, self._lock))
         return future
 
     def _reserve(self, accepted: "AcceptedBase") -> Future[None]:
@@ -71,12 +73,16 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             future = self._wait(None, f"cannot accept id {accepted.service_id}")
             if not future.done() and self._hosts:
                 future.set_result(None)
-            after(TIMEOUT, functools.partial(self._give_up, future, no_host(accepted.service_id)))
+            error = TimeoutError(f"cannot accept id {accepted.service_id}: no host opened the broker's stream")
+            after(TIMEOUT, functools.partial(fail, future, error, self._lock))
         return future
 
-    def _give_up(self, future: Future[Any], too_late: str) -> None:
-        with self._lock:
-            fail(future, TimeoutError(too_late))
+    def _give_back(self, service_id: int, address: Address) -> None:
+        """Undo a dial that was cancelled when it had got this."""
+        if self._knocks:
+            self._transport.close(address)
+        else:
+            self._receive(host_pb2.ConnInfo(service_id=service_id, network=address.network, address=address.address))
 
     def _wait(self, service_id: int | None, cannot: str) -> Future[Any]:
         """Return what will have the host's address for the id; for None, what is done once a host is connected."""
@@ -129,6 +135,12 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
     ) -> Iterator[host_pb2.ConnInfo]:
         """Exchange ConnInfos with one host, as long as it is connected: ids that it accepts come in, ours go out."""
         outgoing: Outgoing = queue.SimpleQueue()
+        with self._lock:
+            if self._knocks and not self._hosts:
+                outgoing, self._knocks.unsaid = self._knocks.unsaid, outgoing
+            self._hosts.append(outgoing)
+            for future in self._waiting_for(None):
+                future.set_result(None)
 
         def receive() -> None:
             try:
@@ -140,12 +152,6 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             finally:
                 outgoing.put(None)
 
-        with self._lock:
-            self._hosts.append(outgoing)
-            for future in self._waiting_for(None):
-                future.set_result(None)
-            if self._knocks:
-                self._knocks.go_on()
         threading.Thread(target=receive, name="broker", daemon=True).start()
         try:
             while info := outgoing.get():
@@ -191,7 +197,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         with self._lock:
             self._closed = True
             for _, cannot, future in self._waiting:
-                fail(future, RuntimeError(f"{cannot}: the plugin is leaving"))
+                fail(future, RuntimeError(f"{cannot}: the plugin is leaving"), self._lock)
             accepted, channels = list(self._accepted.values()), list(self._channels)
         for one in accepted:
             one.stop()
@@ -209,14 +215,16 @@ class Broker(BrokerBase):
         """Return a channel to what the host serves under the id. Close it, or use it in a `with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is not a uint32 or the host sent no valid address. RuntimeError when the plugin leaves.
+        ValueError if the id is not a uint32, the host refuses or names no address. RuntimeError when the plugin leaves.
         If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         address = self._address_of(service_id).result()
         channel: grpc.Channel = self._connect(service_id, address, grpc.insecure_channel)
         if self._knocks:  # a host in Go closes a stream on which nothing comes for 2 minutes
+            ready = grpc.channel_ready_future(channel)
             with contextlib.suppress(grpc.FutureTimeoutError):
-                grpc.channel_ready_future(channel).result(TIMEOUT)
+                ready.result(TIMEOUT)
+            ready.cancel()  # otherwise its thread keeps the channel
         return channel
 
     def accept(self, service_id: int, add_to_server: Callable[[grpc.Server], None]) -> "Accepted":
@@ -224,12 +232,11 @@ class Broker(BrokerBase):
 
         add_to_server: adds the services to the grpc.Server that it is given.
         ValueError if the id is not a uint32 or is accepted already, TimeoutError if no host opens the broker's stream
-        within 5 s, OSError if the plugin cannot listen; RuntimeError when it is leaving.
+        within 5 s, OSError or ValueError if the plugin cannot listen; RuntimeError when it is leaving.
         """
         accepted = Accepted(self, self._transport, service_id)
-        connected = self._reserve(accepted)
         try:
-            connected.result()
+            self._reserve(accepted).result()
             first_call = _FirstCall(accepted.note_call)
             interceptors = (first_call, *self._server_arguments["interceptors"])
             server = grpc.server(**{**self._server_arguments, "interceptors": interceptors})
@@ -243,19 +250,6 @@ class Broker(BrokerBase):
         return accepted
 
 
-def no_info(service_id: int) -> str:
-    """Say why an id cannot be dialled."""
-    return (
-        f"the host did not say within {TIMEOUT:g} s where it serves id {service_id}"
-        " (it does so once: an id can be dialled once)"
-    )
-
-
-def no_host(service_id: int) -> str:
-    """Say why an id cannot be accepted."""
-    return f"cannot accept id {service_id}: no host opened the broker's stream"
-
-
 class AcceptedBase:
     """What Accepted and goplugin.aio's Accepted share."""
 
@@ -267,7 +261,7 @@ class AcceptedBase:
         self._called = False
 
     def listen(self, server: Any, stoppable: Any) -> Address:
-        """Bind the server, and return where the host finds it. OSError if it cannot listen.
+        """Bind the server, and return where the host finds it. OSError or ValueError if it cannot listen.
 
         stoppable: whose stop(None), called in any thread, stops the server.
         """

@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -28,10 +29,11 @@ Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]  # what the plugin says o
 _log = log.get_logger("goplugin.broker")
 
 
-def fail(future: Future[Any] | None, error: Exception) -> None:
+def fail(future: Future[Any], error: Exception, lock: threading.RLock) -> None:
     """End the future by this error, unless it is done."""
-    if future and not future.done() and future.set_running_or_notify_cancel():
-        future.set_exception(error)
+    with lock:
+        if not future.done() and future.set_running_or_notify_cancel():
+            future.set_exception(error)
 
 
 class Knocks:
@@ -40,28 +42,29 @@ class Knocks:
     def __init__(self, transport: Multiplexed, lock: threading.RLock, hosts: list[Outgoing]) -> None:
         """hosts: the broker's streams; the first one is used."""
         self._transport, self._lock, self._hosts = transport, lock, hosts
+        self.unsaid: Outgoing = queue.SimpleQueue()  # in the place of the first stream until that is open
         self._dials: list[tuple[int, Future[Address]]] = []  # which have not knocked yet
-        self._knocked: dict[int, Future[Address] | None] = {}  # which the host has not answered, by id; None: given up
-        self._refused: set[int] = set()  # ids that the host refused once
+        self._knocked: list[tuple[int, Future[Address]]] = []  # which the host has not answered; done: given up
+        self._refused = weakref.WeakSet[Future[Address]]()  # which the host refused once
         self.served: dict[int, Address] = {}  # by id
         self._early: dict[int, float] = {}  # ids that the host knocks for and we do not serve yet, until when
 
     def dial(self, service_id: int, future: Future[Address]) -> None:
         """Give the future a socket that leads to the id; ValueError if the host refuses, TimeoutError if it is late."""
-        with self._lock:
-            self._dials.append((service_id, future))
-            if not self._hosts:
-                after(TIMEOUT, functools.partial(self._give_up, service_id, future))
-            self.go_on()
+        self._dials.append((service_id, future))
+        future.add_done_callback(lambda future: self._go_on())
+        self._go_on()
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """Knock for the next one, if the one before it has been answered or given up."""
-        while self._dials and self._hosts and all(not one or one.done() for one in self._knocked.values()):
-            service_id, future = self._dials.pop(0)
-            if not future.done():
-                self._knocked[service_id] = future
-                self._say(service_id, ack=False)
-                after(TIMEOUT, functools.partial(self._give_up, service_id, future))
+        with self._lock:
+            while self._dials and all(one.done() for _, one in self._knocked):
+                service_id, future = self._dials.pop(0)
+                if not future.done():
+                    late = f"cannot dial id {service_id}: the host did not open it within {TIMEOUT:g} s"
+                    after(TIMEOUT, functools.partial(fail, future, TimeoutError(late), self._lock))
+                    self._knocked.append((service_id, future))
+                    self._say(service_id, ack=False)
 
     def serve(self, service_id: int, address: Address) -> None:
         """Let the host in there when it knocks for the id."""
@@ -94,38 +97,35 @@ class Knocks:
 
     def _say(self, service_id: int, *, ack: bool) -> None:
         knock = host_pb2.ConnInfo.Knock(knock=True, ack=ack)
-        for host in self._hosts[:1]:
-            host.put(host_pb2.ConnInfo(service_id=service_id, knock=knock))
-
-    def _give_up(self, service_id: int, future: Future[Address]) -> None:
-        with self._lock:
-            if self._knocked.get(service_id) is future:
-                self._knocked[service_id] = None
-            fail(future, TimeoutError(f"cannot dial id {service_id}: the host did not open it within {TIMEOUT:g} s"))
-            self.go_on()
+        outgoing = self._hosts[0] if self._hosts else self.unsaid
+        outgoing.put(host_pb2.ConnInfo(service_id=service_id, knock=knock))
 
     def _answered(self, service_id: int, error: str) -> None:
-        if service_id not in self._knocked:
+        # Who still waits comes first: two dials of one id may have knocked, and the host may have kept one knock only.
+        future = min((one for number, one in self._knocked if number == service_id), key=Future.done, default=None)
+        if not future:
             return  # nobody knocked there
-        future = self._knocked.pop(service_id)
+        self._knocked.remove((service_id, future))
         try:
-            if error and future and service_id not in self._refused:
+            if error and not future.done() and future not in self._refused:
                 # A host in Go that begins to serve the id at this moment may answer "no listener" (grpc_broker.go,
                 # Accept: it listens for knocks first).
-                self._refused.add(service_id)
-                threading.Timer(KNOCK_AGAIN, self.dial, (service_id, future)).start()
+                self._refused.add(future)
+                again = threading.Timer(KNOCK_AGAIN, self.dial, (service_id, future))
+                again.daemon = True  # Python's exit does not wait for it
+                again.start()
             elif error:
                 raise ValueError(f"cannot dial id {service_id}: {error}")
             else:
                 # Even if nobody waits any more: otherwise the host takes our next stream, another id's, for this one.
                 address = self._transport.open()
-                if future and not future.done() and future.set_running_or_notify_cancel():
+                if not future.done() and future.set_running_or_notify_cancel():
                     future.set_result(address)
                 else:
                     self._transport.close(address)
         except (OSError, RuntimeError, ValueError) as problem:  # RuntimeError: no thread left
-            fail(future, problem)
-        self.go_on()
+            fail(future, problem, self._lock)
+        self._go_on()
 
 
 _timers = queue.SimpleQueue[tuple[float, Callable[[], None]]]()

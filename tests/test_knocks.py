@@ -1,0 +1,179 @@
+"""The broker of a host that multiplexes, told by plain calls what the host says; test_multiplex.py has a real one."""
+
+import gc
+import queue
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from harness import eventually
+
+from goplugin.address import Address
+from goplugin.services import broker, host_pb2, knocks
+from goplugin.transport import Multiplexed
+
+
+class Streams(Multiplexed):
+    """Counts what is opened and closed."""
+
+    def __init__(self) -> None:
+        self.opened: list[Address] = []
+        self.closed: list[Address] = []
+
+    def open(self) -> Address:
+        self.opened.append(Address("unix", f"/nowhere/{len(self.opened)}"))
+        return self.opened[-1]
+
+    def close(self, address: Address) -> None:
+        self.closed.append(address)
+
+
+class Side:
+    """The plugin's broker, and what the host hears and says on the broker's stream."""
+
+    def __init__(self) -> None:
+        self.streams = Streams()
+        self.broker = broker.Broker(self.streams, {"options": ()})
+        self._said: queue.SimpleQueue[host_pb2.ConnInfo | None] = queue.SimpleQueue()
+        self._heard = self.broker.StartStream(iter(self._said.get, None), Mock())
+
+    def dial(self, service_id: int) -> Future[Address]:
+        return self.broker._address_of(service_id)
+
+    def knock(self) -> int:
+        """The id of the next knock, waited for."""
+        info = next(self._heard)
+        assert info.knock.knock
+        assert not info.knock.ack
+        return info.service_id
+
+    def answer(self, service_id: int, error: str = "") -> None:
+        self._said.put(host_pb2.ConnInfo(service_id=service_id, knock={"knock": True, "ack": True, "error": error}))
+
+    def end(self) -> None:
+        """The host cancels its stream."""
+        self._heard.close()  # type: ignore[attr-defined]
+        self._said.put(None)
+
+
+@pytest.fixture
+def side(monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
+    for module in (knocks, broker):
+        monkeypatch.setattr(module, "TIMEOUT", 1.0)
+        monkeypatch.setattr(knocks, "KNOCK_AGAIN", 0.1)
+    side = Side()
+    yield side
+    side.end()
+
+
+def test_one_knock_at_a_time(side: Side) -> None:
+    first, second = side.dial(1), side.dial(2)
+    assert side.knock() == 1
+    side.answer(1)
+    assert side.knock() == 2
+    side.answer(2)
+    assert [first.result(5), second.result(5)] == side.streams.opened
+    assert not side.streams.closed
+
+
+def test_who_gives_up_lets_the_next_one_knock(side: Side) -> None:
+    """At once, not when the host's time is over. Its answer is for nobody, but the host waits for a stream."""
+    first, second = side.dial(1), side.dial(2)
+    assert side.knock() == 1
+    first.cancel()
+    assert side.knock() == 2
+    side.answer(1)
+    side.answer(2)
+    assert second.result(5) is side.streams.opened[1]
+    assert side.streams.closed == side.streams.opened[:1]
+
+
+def test_a_dial_after_one_that_was_given_up(side: Side) -> None:
+    """Both have knocked, and the host answers both: there must be two streams, or it takes another id's for one."""
+    side.dial(1).cancel()
+    again = side.dial(1)
+    assert [side.knock(), side.knock()] == [1, 1]
+    side.answer(1)
+    assert again.result(5) is side.streams.opened[0]
+    side.answer(1)
+    assert eventually(lambda: len(side.streams.closed) == 1, 5)
+    assert side.streams.closed == side.streams.opened[1:]
+
+
+def test_each_dial_may_be_refused_once(side: Side) -> None:
+    first, second = side.dial(1), side.dial(1)
+    side.knock()
+    side.answer(1, "no listener for id 1")
+    side.knock()
+    side.answer(1, "no listener for id 1")
+    for _ in range(2):
+        assert side.knock() == 1
+        side.answer(1)
+    assert {first.result(5), second.result(5)} == set(side.streams.opened)
+    third = side.dial(1)
+    for _ in range(2):
+        side.knock()
+        side.answer(1, "no such door")
+    with pytest.raises(ValueError, match="cannot dial id 1: no such door"):
+        third.result(5)
+
+
+def test_whoever_is_refused_does_not_keep_python_from_its_end(side: Side) -> None:
+    side.dial(1)
+    side.knock()
+    side.answer(1, "no listener for id 1")
+    assert eventually(lambda: [one for one in threading.enumerate() if isinstance(one, threading.Timer)], 5)
+    assert all(one.daemon for one in threading.enumerate() if isinstance(one, threading.Timer))
+
+
+def test_dials_before_the_hosts_stream_and_after_it(side: Side) -> None:
+    """They wait no longer than the others. What could not be said is said on the next stream, if it is not too late."""
+    first, second = side.dial(1), side.dial(2)
+    assert side.knock() == 1
+    side.end()
+    begin = time.monotonic()
+    for future in (first, second):
+        with pytest.raises(TimeoutError, match=r"the host did not open it within 1 s"):
+            future.result(10)
+    assert time.monotonic() - begin < 5
+    early = side.dial(3)
+    side._said, heard = queue.SimpleQueue(), side.broker
+    side._heard = heard.StartStream(iter(side._said.get, None), Mock())
+    assert [side.knock(), side.knock()] == [2, 3]
+    side.answer(2)
+    side.answer(3)
+    assert early.result(5) is side.streams.opened[1]
+    assert side.streams.closed == side.streams.opened[:1]
+
+
+def test_a_dial_for_which_there_was_no_thread(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knocks, "_timer_thread", None)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            side.dial(1)
+    second = side.dial(2)
+    assert side.knock() == 2
+    side.answer(2)
+    second.result(5)
+
+
+def test_a_host_that_is_silent_leaves_no_thread(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has opened the id, and does not speak: the channel goes when nobody holds it any more."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(Path(folder) / "s"))
+        silent.listen()
+        address: Any = Future()
+        address.set_result(Address("unix", str(Path(folder) / "s")))
+        monkeypatch.setattr(side.broker, "_address_of", lambda service_id: address)
+        before = threading.active_count()
+        side.broker.dial(1)
+        assert eventually(lambda: gc.collect() >= 0 and side.streams.closed, 5)
+        assert eventually(lambda: threading.active_count() <= before, 5)
