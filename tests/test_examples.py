@@ -15,6 +15,7 @@ from harness import ROOT, World
 from examples import Example
 
 
+@pytest.mark.timeout(600)  # each copy installs its packages
 @pytest.mark.parametrize("name", [pytest.param(name, marks=Example.group(name)) for name in Example.names()])
 def test_the_readme(world: World, name: str, copies: Callable[[str], Example]) -> None:
     """Its first commands make and test a copy. The next ones run that with its host, and print what they show."""

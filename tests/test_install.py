@@ -16,7 +16,7 @@ from harness import ROOT, CallError, Host, World, eventually
 
 import goplugin
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("install")]  # pip may take long
 
 WAYS = {
     "folder": lambda built: [built / "source"],
@@ -137,7 +137,6 @@ def test_greet():
 """
 
 
-@pytest.mark.timeout(600)  # pip installs three times
 def test_from_a_new_folder_to_what_is_shipped(built: Path, tmp_path: Path) -> None:
     """In a project on protobuf 5, without Go: install goplugin, write a plugin, test it, check it, ship it."""
     tools = tmp_path / "tools"

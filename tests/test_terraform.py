@@ -15,7 +15,7 @@ from examples import Example, programs, writer_of
 pytestmark = [
     Example.group("terraform"),
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.parametrize("host", programs("terraform", "tofu")),
 ]
 

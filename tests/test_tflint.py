@@ -14,6 +14,7 @@ from examples import Example, programs, writer_of
 pytestmark = [
     Example.group("tflint"),
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.parametrize("host", programs("tflint")),
 ]
 

@@ -14,7 +14,7 @@ from examples import Example, programs, writer_of
 pytestmark = [
     Example.group("vault"),
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.parametrize("host", programs("vault")),
 ]
 
