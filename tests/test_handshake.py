@@ -41,8 +41,10 @@ def is_free(port: int) -> bool:
 
 def test_two_plugins_never_share_a_port(world: World) -> None:
     """Sixteen at once in a range of sixteen: each gets one, and the seventeenth a clear error."""
-    # Neither what the hosts of other tests give their plugins, nor what the system gives to those who name no port.
-    low = next(low for low in range(25008, 32000, 16) if all(is_free(port) for port in range(low, low + 16)))
+    # Neither what the hosts of other tests give their plugins, nor what the system gives to those who name no port, nor
+    # what this test has at the same time in another process of pytest's.
+    first = 25008 + 800 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    low = next(low for low in range(first, first + 800, 16) if all(is_free(port) for port in range(low, low + 16)))
 
     def start() -> "subprocess.Popen[bytes]":
         return run(world, PLUGIN_MIN_PORT=str(low), PLUGIN_MAX_PORT=str(low + 15))
