@@ -41,6 +41,10 @@ class Side:
     def __init__(self) -> None:
         self.streams = Streams()
         self.broker = broker.Broker(self.streams, {"options": ()})
+        self.begin()
+
+    def begin(self) -> None:
+        """The host opens its stream."""
         self._said: queue.SimpleQueue[host_pb2.ConnInfo | None] = queue.SimpleQueue()
         self._heard = self.broker.StartStream(iter(self._said.get, None), Mock())
 
@@ -135,8 +139,8 @@ def test_whoever_is_refused_does_not_keep_python_from_its_end(side: Side) -> Non
     side.dial(1)
     side.knock()
     side.answer(1, "no listener for id 1")
-    assert eventually(lambda: [one for one in threading.enumerate() if isinstance(one, threading.Timer)], 5)
-    assert all(one.daemon for one in threading.enumerate() if isinstance(one, threading.Timer))
+    (timer,) = eventually(lambda: [one for one in threading.enumerate() if isinstance(one, threading.Timer)], 5)
+    assert timer.daemon
 
 
 def test_dials_before_the_hosts_stream_and_after_it(side: Side) -> None:
@@ -150,8 +154,7 @@ def test_dials_before_the_hosts_stream_and_after_it(side: Side) -> None:
             future.result(10)
     assert time.monotonic() - begin < 5
     early = side.dial(3)
-    side._said, heard = queue.SimpleQueue(), side.broker
-    side._heard = heard.StartStream(iter(side._said.get, None), Mock())
+    side.begin()
     assert [side.knock(), side.knock()] == [2, 3]
     side.answer(2)
     side.answer(3)

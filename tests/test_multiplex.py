@@ -149,7 +149,7 @@ def test_an_id_that_is_served_late_and_dialled_again(world: World) -> None:
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_a_host_that_refuses_a_knock(world: World, times: int) -> None:
-    """Once: so a host in Go may do at the moment when it begins to serve the id. The second knock is for good."""
+    """A host in Go may refuse once, just as it begins to serve the id. A second refusal is final."""
     host = probe.start(world)
     waiting = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
     host.ask("open", stream=1, method=STREAM)

@@ -22,7 +22,7 @@ class Broker(BrokerBase):
         """Return a channel to what the host serves under the id. Close it, or use it in an `async with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is not a uint32, the host refuses or names no address. RuntimeError when the plugin leaves.
+        ValueError if the id is no uint32, or the host refuses or names no address. RuntimeError when the plugin leaves.
         If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         self._loop = asyncio.get_running_loop()

@@ -49,7 +49,7 @@ class Multiplexer:
     def expect(self, path: str) -> None:
         """Let the next stream of the host's lead to this Unix socket: the host has knocked.
 
-        It knocks again only when the stream has come, or when it has given up: the newest goes first. 100 are kept.
+        It knocks again only once that stream has come or it has given up, so the newest goes first. 100 are kept.
         """
         self._expected = [(path, time.monotonic() + KNOCK_TIMEOUT), *self._expected[:99]]
 

@@ -84,7 +84,7 @@ class Stream:
 
     def take(self, flags: int, length: int, data: bytes = b"") -> None:
         """Take a frame for this stream. YamuxError if it may not come."""
-        # Data may come after the end: in Go, one thread may close a stream while another one writes.
+        # Data may come after the end: in Go, one goroutine may close a stream while another one writes.
         if self._ended and flags & _FIN:
             raise YamuxError(f"a second end of stream {self._number}")
         self._received += data

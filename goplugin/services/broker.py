@@ -78,7 +78,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         return future
 
     def _give_back(self, service_id: int, address: Address) -> None:
-        """Undo a dial that was cancelled when it had got this."""
+        """Take back the address that a dial got just as it was cancelled."""
         if self._knocks:
             self._transport.close(address)
         else:
@@ -215,7 +215,7 @@ class Broker(BrokerBase):
         """Return a channel to what the host serves under the id. Close it, or use it in a `with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is not a uint32, the host refuses or names no address. RuntimeError when the plugin leaves.
+        ValueError if the id is no uint32, or the host refuses or names no address. RuntimeError when the plugin leaves.
         If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         address = self._address_of(service_id).result()

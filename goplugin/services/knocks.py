@@ -51,9 +51,10 @@ class Knocks:
 
     def dial(self, service_id: int, future: Future[Address]) -> None:
         """Give the future a socket that leads to the id; ValueError if the host refuses, TimeoutError if it is late."""
-        self._dials.append((service_id, future))
-        future.add_done_callback(lambda future: self._go_on())
-        self._go_on()
+        with self._lock:
+            self._dials.append((service_id, future))
+            future.add_done_callback(lambda future: self._go_on())
+            self._go_on()
 
     def _go_on(self) -> None:
         """Knock for the next one, if the one before it has been answered or given up."""
