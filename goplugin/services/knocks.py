@@ -112,9 +112,8 @@ class Knocks:
                 # A host in Go that begins to serve the id at this moment may answer "no listener" (grpc_broker.go,
                 # Accept: it listens for knocks first).
                 self._refused.add(future)
-                again = threading.Timer(KNOCK_AGAIN, self.dial, (service_id, future))
-                again.daemon = True  # Python's exit does not wait for it
-                again.start()
+                # A daemon, as the thread that receives is: Python's exit does not wait for it.
+                threading.Timer(KNOCK_AGAIN, self.dial, (service_id, future)).start()
             elif error:
                 raise ValueError(f"cannot dial id {service_id}: {error}")
             else:
