@@ -9,26 +9,17 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit(f"This plugin needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
 
-from goplugin import start  # first: the rest imports grpc
+from goplugin import launch  # first: the rest imports grpc
 from goplugin.companion.tls import TLSFiles
 from goplugin.handshake import HandshakeConfig
 from goplugin.log import HclogHandler
 from goplugin.plugin import Plugin
-from goplugin.services.broker import Accepted, Broker
+from goplugin.services.accepted import Accepted
+from goplugin.services.broker import Broker
 from goplugin.version import __version__
 from goplugin.workers import Workers
 
-if start.gc_was_enabled:
+if launch.gc_was_enabled:
     gc.enable()
 
-__all__ = [
-    "Accepted",
-    "Broker",
-    "HandshakeConfig",
-    "HclogHandler",
-    "Plugin",
-    "TLSFiles",
-    "Workers",
-    "__version__",
-    "start",
-]
+__all__ = ["Accepted", "Broker", "HandshakeConfig", "HclogHandler", "Plugin", "TLSFiles", "Workers", "__version__"]

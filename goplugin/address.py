@@ -2,15 +2,20 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from goplugin.environment import Environment
 
-_LONGEST_FOLDER = 75  # bytes of a folder's path: a socket's path has 104 at least, and ours must fit behind it
+_LONGEST_FOLDER = 97  # bytes of the private folder's path: leaves room for a socket's name within 104 bytes
+
+
+_BACKLOG = 4096  # connections that wait, if the system allows as many: beyond these a caller tries again after a second
 
 
 class Address(NamedTuple):
@@ -26,6 +31,15 @@ class Address(NamedTuple):
         if self.network == "tcp" and re.fullmatch(r".+:[0-9]{1,5}", self.address):
             return self.address
         raise ValueError(f"not an address: network {self.network!r}, address {self.address!r}")
+
+    def resolve(self) -> "Address":
+        """Return the address with a number for the host's name. OSError if the name is not known."""
+        if self.network == "unix":
+            return self
+        host, _, port = self.address.rpartition(":")
+        family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        number = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
+        return Address("tcp", f"{number}:{port}")
 
     def remove(self) -> None:
         """Remove the socket's file, if there is one left."""
@@ -51,8 +65,8 @@ def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple
             return _tcp_socket(environment.ports)
         except NoTCP:
             return _unix_socket(path())
-    if re.search(r"[|\n]", folder):
-        raise ValueError(f"the folder for sockets, {folder!r}, has a character that the handshake line cannot carry")
+    if re.search(r"[|\n\ud800-\udfff]", folder):
+        raise ValueError(f"PLUGIN_UNIX_SOCKET_DIR={folder!r} has a character that the handshake line cannot carry")
     listener, address = _unix_socket(os.path.join(folder, f"plugin{os.urandom(4).hex()}"))
     try:
         give_to_group(address, environment.socket_group)
@@ -80,7 +94,7 @@ def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
-            listener.listen()
+            listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
@@ -97,7 +111,7 @@ def _unix_socket(path: str) -> tuple[socket.socket, Address]:
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
-        listener.listen()
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(f"no socket at {path} ({len(os.fsencode(path))} bytes): {error}") from error
@@ -118,32 +132,85 @@ def give_to_group(address: Address, group: str) -> None:
         raise OSError(f"PLUGIN_UNIX_SOCKET_GROUP={group!r}: {error}") from error
 
 
-def make_private_folder(name: str) -> str:
-    """Make a folder that only our user can enter, for sockets, and return its path. OSError if that cannot be.
+class PrivateFolder:
+    """A folder that only our user can enter, for sockets. It is known by its descriptor, not by its name.
 
-    It is made where Python's tempfile would make it, but never in the working directory, which is the user's.
+    It is made where Python's tempfile would make it, but never in the working directory, which is the user's. OSError
+    if there is no temporary folder in which files can be written.
     """
-    reasons = []
-    for folder in _temporary_folders():
-        path = os.path.join(folder, name)
-        if len(os.fsencode(folder)) > _LONGEST_FOLDER:
-            reasons.append(f"{folder}: too long for a socket's path")
-            continue
+
+    def __init__(self) -> None:
+        reasons = []
+        for folder in _temporary_folders():
+            self.path = os.path.join(folder, f"goplugin-{os.urandom(6).hex()}")
+            try:
+                if len(self.path.encode()) > _LONGEST_FOLDER:
+                    raise OSError(errno.ENAMETOOLONG, "too long for a socket's path")
+                os.mkdir(self.path, mode=0o700)
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+                self._try_out()
+            except (OSError, UnicodeEncodeError) as error:
+                reasons.append(f"{folder!a}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}")
+                with contextlib.suppress(OSError, UnicodeEncodeError):
+                    os.rmdir(self.path)
+            else:
+                return
+        raise OSError(
+            f"no temporary folder for sockets: set TMPDIR to a folder that can be written ({'; '.join(reasons)})"
+        )
+
+    def _try_out(self) -> None:
+        """Write a file, which a full disk refuses, and lock the folder."""
+        trial = os.path.join(self.path, "trial")
         try:
-            os.mkdir(path, mode=0o700)
-        except OSError as error:
-            reasons.append(f"{folder}: {error.strerror}")
-        else:
-            return path
-    raise OSError(f"no temporary folder for sockets: set TMPDIR to a folder that can be written ({'; '.join(reasons)})")
+            with open(trial, "wb") as file:
+                file.write(bytes(4096))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(trial)
+        # Programs that clean /tmp leave alone what is locked (systemd-tmpfiles does). Network file systems may refuse.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def is_there(self) -> bool:
+        """Whether the name still leads to the folder: a cleaner may have removed it, and somebody made another one."""
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Remove it, with what is in it."""
+        if self.is_there():
+            remove_folder(self.path)
+        os.close(self._descriptor)
+
+    def remove_left_behind(self) -> None:
+        """Remove those beside it that a killed companion has left: our user's, a minute old, and locked by nobody."""
+        with contextlib.suppress(OSError), os.scandir(os.path.dirname(self.path)) as beside:
+            for other in beside:
+                if re.fullmatch(r"goplugin-[0-9a-f]{12}", other.name) and other.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(OSError):
+                        _remove_if_left_behind(other.path)
 
 
-def remove_private_folder(name: str) -> None:
-    """Remove the folder of that name, wherever it was made."""
+def _remove_if_left_behind(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        if time.time() - os.fstat(descriptor).st_mtime > 60:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_folder(path)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a private folder by its name, if it is our user's."""
     import shutil
 
-    for folder in _temporary_folders():
-        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary_folders() -> list[str]:

@@ -6,28 +6,47 @@ each message, which costs more time than all else.
 """
 
 import os
+from typing import Any
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+_MALLINFO2 = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 _MIB = 1 << 20
+_KEPT = 64 * _MIB
 
 
-def keep_buffers() -> None:
-    """Use one heap for all threads from now on, and keep up to 64 MiB of free memory for the next message.
+class Allocator:
+    """Uses one heap for all threads from now on, and keeps up to 64 MiB of free memory for the next message.
 
-    Call it before threads are started. It does nothing without glibc, or if the environment has settings for glibc.
+    Make it before threads are started. It does nothing without glibc, or if the environment has settings for glibc.
     """
-    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    try:
-        import ctypes  # some Pythons are built without
 
-        mallopt = ctypes.CDLL(None).mallopt
-    except (ImportError, OSError, TypeError, AttributeError):
-        return
-    mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the highest value; setting it also keeps glibc from changing it
-    mallopt(_M_TRIM_THRESHOLD, 64 * _MIB)
+    def __init__(self) -> None:
+        self._glibc: Any = None
+        self._free = 0  # bytes after the last trim
+        if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+            return
+        try:
+            import ctypes  # some Pythons are built without
+
+            glibc = ctypes.CDLL(None)
+            mallopt = glibc.mallopt
+        except (ImportError, OSError, TypeError, AttributeError):
+            return
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the highest value; setting it also keeps glibc from changing it
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        if hasattr(glibc, "mallinfo2"):  # since glibc 2.33
+            fields = [(name, ctypes.c_size_t) for name in _MALLINFO2.split()]
+            glibc.mallinfo2.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": fields})
+            self._glibc = glibc
+
+    def trim(self) -> None:
+        """Give back free memory beyond 64 MiB. By itself glibc does so only at the end of its heap."""
+        free = self._glibc.mallinfo2().fordblks if self._glibc else 0
+        if free > _KEPT and free != self._free:  # what was given back still counts as free
+            self._glibc.malloc_trim(0)
+            self._free = self._glibc.mallinfo2().fordblks

@@ -16,33 +16,24 @@ ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 _log = log.get_logger("goplugin")
 
 
-class Calls(grpc.ServerInterceptor):
-    """Sees each call of the plugin's services.
+class CallsBase:
+    """What Calls and goplugin.aio's Calls share: what they know, and what they do with the handler that grpc has found.
 
-    grpc answers a call whose handler raises an Exception, but never one whose handler raises SystemExit,
-    KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing would be logged.
+    consulted: whether a server was made with this interceptor, and asked it.
+    on_method: called with the handler_call_details and the handler of each method when it is called first.
     """
 
     def __init__(self, threads: Executor) -> None:
         """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
-        self.consulted = False  # by the server, which was made with this interceptor then
-        self.instead = ""  # the library that the server is of, if that is not grpcio
+        self.consulted = False
+        self.on_method: Callable[[Any, Any], None] = lambda details, handler: None
         self._threads = threads
         self._pid = os.getpid()
         self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
 
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the method's handler, with what raises in it answered."""
-        self.consulted = True
+    def _return(self, handler: Any, handler_call_details: Any) -> Any:
+        """Return the handler, with what raises in it answered; None if there is none."""
         method = handler_call_details.method
-        handler = continuation(handler_call_details)
-        if handler is None and reflection.is_reflection(method):
-            found = {
-                service
-                for service, methods in reflection.described()
-                if any(continuation(same_call(handler_call_details, other)) for other in methods)
-            }
-            handler = reflection.handler(found)
         if handler is None:
             log_not_implemented(method)
             return None
@@ -50,18 +41,38 @@ class Calls(grpc.ServerInterceptor):
         if seen is not handler:
             guarded = self._guard(handler, method)
             self._guarded[method] = handler, guarded
-            if self.instead and self._is_slow(handler_call_details, handler):
-                _log.warning(
-                    "%s gains nothing from %s: generate its code anew, by grpcio-tools 1.64 or newer (make protos)",
-                    method,
-                    self.instead,
-                )
+            self.on_method(handler_call_details, handler)
         return guarded
 
-    def _is_slow(self, handler_call_details: Any, handler: Any) -> bool:
-        """Whether grpcio makes the call, though the other library could: it passes on what it cannot do itself."""
-        ours = handler_call_details.method.startswith((*ALWAYS, "/plugin."))
-        return not ours and not handler.request_streaming and type(handler_call_details).__module__.startswith("grpc.")
+    def _guard(self, handler: Any, method: str) -> Any:
+        raise NotImplementedError
+
+    def _leave_child(self, error: BaseException | None = None) -> None:
+        """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
+        if os.getpid() != self._pid:
+            code = error.code if isinstance(error, SystemExit) else int(error is not None)
+            os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+class Calls(CallsBase, grpc.ServerInterceptor):
+    """Sees each call of the plugin's services.
+
+    grpc answers a call whose handler raises an Exception, but never one whose handler raises SystemExit,
+    KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing would be logged.
+    """
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the method's handler, with what raises in it answered."""
+        self.consulted = True
+        handler = continuation(handler_call_details)
+        if handler is None and reflection.is_reflection(handler_call_details.method):
+            found = {
+                service
+                for service, methods in reflection.described()
+                if any(continuation(same_call(handler_call_details, other)) for other in methods)
+            }
+            handler = reflection.handler(found)
+        return self._return(handler, handler_call_details)
 
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = behavior_of(handler)
@@ -104,8 +115,7 @@ class Calls(grpc.ServerInterceptor):
 
     def _answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
         """End the call where grpc would not end it, or would log an error that is none."""
-        if os.getpid() != self._pid:
-            os._exit(exit_code(error))
+        self._leave_child(error)
         code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints
         if isinstance(error, NotImplementedError) and code() is grpc.StatusCode.UNIMPLEMENTED:
             # As generated code does. Hosts try optional methods all the time.
@@ -117,11 +127,6 @@ class Calls(grpc.ServerInterceptor):
         if code() is None and logging.getLogger("grpc._server").disabled:
             # By logging.config, as it does by default: grpc's own record of this exception would be lost.
             _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
-
-    def _leave_child(self) -> None:
-        """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
-        if os.getpid() != self._pid:
-            os._exit(0)
 
 
 def log_not_implemented(method: str) -> None:
@@ -142,9 +147,3 @@ def behavior_of(handler: Any) -> tuple[str, Any]:
 def same_call(handler_call_details: Any, method: str) -> Any:
     """Return the details of a call of another method, to ask whether there is such a method."""
     return type(handler_call_details)(method, handler_call_details.invocation_metadata)
-
-
-def exit_code(error: BaseException) -> int:
-    """Return the exit code of a child that ends by this exception."""
-    code = error.code if isinstance(error, SystemExit) else 1
-    return code if isinstance(code, int) else int(code is not None)

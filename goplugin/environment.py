@@ -54,7 +54,8 @@ def parse(variables: dict[str, str]) -> Environment:
         protocol_versions=frozenset(map(int, numbers)),
         ports=range(low, high + 1),
         client_cert=variables.get("PLUGIN_CLIENT_CERT", ""),
-        multiplex=bool(variables.get("PLUGIN_MULTIPLEX_GRPC")),
+        # As Go parses a bool.
+        multiplex=variables.get("PLUGIN_MULTIPLEX_GRPC", "") in ("1", "t", "T", "true", "TRUE", "True"),
         socket_dir=variables.get("PLUGIN_UNIX_SOCKET_DIR", ""),
         socket_group=variables.get("PLUGIN_UNIX_SOCKET_GROUP", ""),
         ignored=tuple(

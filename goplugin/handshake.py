@@ -35,7 +35,7 @@ class HandshakeConfig(NamedTuple):
         return max(set(offered).intersection(self.protocol_versions), default=min(self.protocol_versions))
 
 
-def handshake_line(version: int, network: str, address: str, server_cert: str = "", multiplex: str = "") -> str:
+def handshake_line(version: int, network: str, address: str, server_cert: str = "", *, multiplex: bool = False) -> str:
     """Return the line that the plugin writes to its stdout, without the line's end.
 
     1                     | 1                    | tcp          | 127.0.0.1:PORT | grpc     |             |
@@ -44,12 +44,12 @@ def handshake_line(version: int, network: str, address: str, server_cert: str = 
     network, address: "tcp" and HOST:PORT, or "unix" and the path of a socket.
     server_cert: the plugin's certificate under AutoMTLS, DER in base64 without padding. Otherwise it must be empty: a
         host without AutoMTLS panics on a certificate.
-    multiplex: "true" or "false" if the host asked for multiplexing. Otherwise it must be empty: an old host takes a
-        seventh field for a part of the sixth.
+    multiplex: say that the plugin can multiplex. Only for hosts that ask about it: an old one takes a seventh field for
+        a part of the sixth.
     """
     fields = [str(CORE_PROTOCOL_VERSION), str(version), network, address, "grpc"]
     if server_cert or multiplex:
         fields.append(server_cert)
     if multiplex:
-        fields.append(multiplex)
+        fields.append("true")
     return "|".join(fields)

@@ -1,6 +1,6 @@
 """When the plugin leaves: at Shutdown, SIGTERM, SIGHUP, or when the host dies. Ctrl-C is left to the host.
 
-Mirrors what go-plugin's server.go and grpc_controller.go do, and adds the host's death.
+Mirrors what go-plugin's server.go and grpc_controller.go do, and adds the host's death, which the companion notices.
 """
 
 import contextlib
@@ -11,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from goplugin import log
 from goplugin.companion import Companion
-from goplugin.hostwatch import HostWatch
 
 GRACE = 1.5  # seconds that calls in flight may take to finish; the host kills after 2
 LAST_RESORT = 0.3  # seconds after that for the rest of main(), and for threads and exit handlers that Python waits for
+
+_IDLE = 5.0  # seconds
+
+_log = log.get_logger("goplugin")
 
 
 class Lifetime:
@@ -24,27 +28,26 @@ class Lifetime:
     def __init__(
         self,
         leave: Callable[[str], None],
-        host: HostWatch | None,
         companion: Companion | None,
         companion_died: Callable[[], str],
+        idle: Callable[[], None],
     ) -> None:
         """Start the thread. To be called in the main thread.
 
         leave(reason): called once, in that thread; the process ends soon after it returns.
-        host: None if the plugin outlives its host.
-        companion_died(): called when it has; returns the reason to leave, or "" to stay.
+        companion_died(): called when it has; returns the reason to leave.
+        idle(): called every 5 s.
         """
-        self._leave, self._host, self._companion, self._companion_died = leave, host, companion, companion_died
+        self._leave, self._companion, self._companion_died, self._idle = leave, companion, companion_died, idle
         self._reason = ""
         self._left = threading.Event()
         self._signals: dict[int, str] = {}
         # Self-pipe: a signal handler can write to it, and it wakes poll() whichever thread received the signal.
         self._read, self._write = os.pipe()
-        if hasattr(select, "poll"):
-            os.set_blocking(self._write, False)
-            others = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            if others >= 0:  # an event loop's, which wakes up by it and then runs our handlers too
-                signal.set_wakeup_fd(others)
+        os.set_blocking(self._write, False)
+        others = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        if others >= 0:  # an event loop's, which wakes up by it and then runs our handlers too
+            signal.set_wakeup_fd(others)
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
@@ -64,7 +67,7 @@ class Lifetime:
     def stop(self, reason: str) -> None:
         """Leave; from any thread, and from signal handlers."""
         self._reason = self._reason or reason
-        with contextlib.suppress(BlockingIOError):  # it has been told so often that the pipe is full
+        with contextlib.suppress(OSError):  # it has been told so often that the pipe is full
             os.write(self._write, b"\0")
 
     def is_over(self) -> bool:
@@ -76,36 +79,43 @@ class Lifetime:
         self._left.wait(timeout)
 
     def _run(self) -> None:
-        wait = self._wait if hasattr(select, "poll") else self._wait_for_stop
-        while not self._reason:
-            wait()
-        self._leave(self._reason)
-        self._left.set()
-        time.sleep(LAST_RESORT)
-        os._exit(0)
-
-    def _wait_for_stop(self) -> None:
-        os.read(self._read, 1)  # Windows: pipes and processes cannot be polled there
+        """Wait for a reason, and leave. Nothing may keep the process from ending then."""
+        try:
+            try:
+                while not self._reason:
+                    self._wait()
+            except Exception:
+                self._reason = "the plugin cannot wait for Shutdown and signals any more"
+                _log.exception("%s: did a handler close descriptors that it does not own?", self._reason)
+            if self._companion:
+                self._companion.resume()
+            self._leave(self._reason)
+        except Exception:
+            _log.exception("the plugin could not leave in order")
+        finally:
+            self._left.set()
+            time.sleep(LAST_RESORT)
+            if self._companion:
+                self._companion.end()
+            os._exit(0)
 
     def _wait(self) -> None:
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
-        host_fds = dict(self._host.fds()) if self._host else {}
-        for fd, events in host_fds.items():
-            poll.register(fd, events)
         if self._companion:
-            poll.register(self._companion, 0)
-        timeout = self._host.timeout() if self._host else None
-        ready = [fd for fd, _ in poll.poll(None if timeout is None else timeout * 1000)]
-        for fd in ready or [-1]:
+            poll.register(self._companion.events, select.POLLIN)
+        ready = poll.poll(_IDLE * 1000)
+        if not ready:
+            self._idle()
+        for fd, _ in ready:
             if fd == self._read:
                 numbers = os.read(self._read, 4096)
                 reason = next((self._signals[number] for number in numbers if number in self._signals), "")
-            elif self._companion and fd == self._companion.fileno():
-                self._companion = None
-                reason = self._companion_died()
-            else:
-                reason = self._host.gone(fd) if self._host else ""
+            elif self._companion:
+                try:
+                    reason = self._companion.read_event()
+                except (EOFError, OSError):
+                    reason = self._companion_died()
             self._reason = self._reason or reason
 
     def _before_fork(self) -> None:
@@ -117,9 +127,11 @@ class Lifetime:
 
     def _after_fork(self) -> None:
         """In a child by fork without exec: its signals are its own, and our pipe is not."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._signals:  # not in a child's child
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in self._signals:
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
+        self._signals = {}
         self._unblock()

@@ -7,6 +7,7 @@ if @timestamp does not have exactly six digits of a second, or the line is over 
 """
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
-from goplugin import outputs
+from goplugin.frames import LINE_LIMIT
+from goplugin.state import STATE
 
 LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
 
@@ -27,17 +29,11 @@ _TRACE = 5
 _LEVELS = {"trace": _TRACE, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
 _LEVELS |= {"warning": logging.WARNING, "error": logging.ERROR, "off": logging.CRITICAL + 1}
 
-# bytes of a line, its end included, that the host reads whole (ClientConfig.PluginLogBufferSize)
-_LINE_LIMIT = 64 * 1024
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-write: Callable[[bytes], None] = outputs.write_record  # where records go; the companion has its own way
 
 # Loggers of our own, because logging.config disables or redirects the loggers that it finds.
 _root = logging.RootLogger(_TRACE)
 _manager = logging.Manager(_root)
-
-main_failed = False  # an exception, or sys.exit("text"), has ended main() and was logged
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -47,13 +43,26 @@ def get_logger(name: str) -> logging.Logger:
 
 def take_over() -> None:
     """Log from now on, in the host's log, our own records and whatever ends the plugin."""
-    _root.addHandler(HclogHandler())
+    send_to(HclogHandler())
     if logging.root.level == logging.WARNING:  # as Python sets it; a level that the plugin's code sets later stays
         logging.root.setLevel(logging.INFO)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
     atexit.register(_log_exit_text)
+
+
+def give_back() -> None:
+    """Undo `take_over`."""
+    _root.handlers.clear()
+    sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
+    sys.unraisablehook = sys.__unraisablehook__
+    atexit.unregister(_log_exit_text)
+
+
+def send_to(handler: logging.Handler) -> None:
+    """Send goplugin's own records there, and nowhere else."""
+    _root.handlers[:] = [handler]
 
 
 def set_up(for_person: logging.Handler | None = None) -> None:
@@ -66,7 +75,7 @@ def set_up(for_person: logging.Handler | None = None) -> None:
     logging.addLevelName(_TRACE, "TRACE")
     handler = for_person or HclogHandler()
     if for_person:
-        _root.addHandler(for_person)
+        send_to(for_person)
     root = logging.root
     name = os.environ.get(LEVEL_VARIABLE)
     level = _LEVELS.get((name or "").strip().lower())
@@ -93,20 +102,24 @@ def exit_with(message: str) -> NoReturn:
     Under a host that is a record at error, and a line on its stdout if the handshake line was not printed yet: the
     host quotes that in its own error. For a person it is a text on stderr.
     """
-    if outputs.host_stdout < 0:
+    if STATE.outputs.host_stdout < 0:
         print(message, file=sys.stderr)
     else:
         get_logger("goplugin").error("%s", message)
-        outputs.tell_host(message)
+        STATE.outputs.tell_host(message)
     if threading.current_thread() is not threading.main_thread():
         os._exit(1)  # SystemExit would end this thread alone
-    global main_failed
-    main_failed = True
+    STATE.failed = True
     raise SystemExit(1)
 
 
 class HclogHandler(logging.Handler):
     """Writes each record as one line of hclog's JSON to the real stderr. It never raises."""
+
+    def __init__(self, write: Callable[[bytes], None] = STATE.outputs.write_record) -> None:
+        """write: what takes the lines instead."""
+        super().__init__()
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it, whole, whatever it holds; not at all when nobody reads it."""
@@ -115,7 +128,9 @@ class HclogHandler(logging.Handler):
         except Exception as error:  # somebody broke attributes that logging itself sets
             broken = logging.LogRecord("goplugin", logging.ERROR, "", 0, "no record: %s", (_repr(error),), None)
             line = hclog_line(broken)
-        write(line)
+        # Nobody reads the log of a plugin that has outlived its host: that must not stop it.
+        with contextlib.suppress(OSError):
+            self._write(line)
 
 
 def hclog_line(record: logging.LogRecord) -> bytes:
@@ -189,16 +204,16 @@ def _fit(fields: dict[str, str]) -> str:
     line, cut = _line(fields), fields.copy()
     longest = sorted(fields.keys() - {"@level", "@timestamp"}, key=lambda key: len(fields[key]), reverse=True)
     for key in longest[:10]:
-        excess = len(line) - _LINE_LIMIT
+        excess = len(line) - LINE_LIMIT
         if excess <= 0:
             return line
         text = json.loads(fields[key]) if fields[key].startswith('"') else fields[key]
-        keep = min(len(text), _LINE_LIMIT)
+        keep = min(len(text), LINE_LIMIT)
         while keep and len(json.dumps(text[:keep])) > len(fields[key]) - excess - 40:
             keep = keep * 9 // 10
         cut[key] = json.dumps(f"{text[:keep]}... ({len(text) - keep} characters cut)")
         line = _line(cut)
-    if len(line) > _LINE_LIMIT:  # so many pairs, or such long names, that it is not the values that are too long
+    if len(line) > LINE_LIMIT:  # so many pairs, or such long names, that it is not the values that are too long
         own = {key: value for key, value in fields.items() if key.startswith("@")}
         return _fit(own | {"pairs_cut": str(len(fields) - len(own))})
     return line
@@ -210,24 +225,25 @@ def _line(fields: dict[str, str]) -> str:
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """In the place of sys.excepthook: main() ends by this."""
-    global main_failed
-    if main_failed:
+    if not STATE.by_host or STATE.is_child():
+        get_logger("goplugin").critical("uncaught exception in a child process", exc_info=(kind, error, trace))
+        return
+    if STATE.failed:
         return  # it was logged early
-    main_failed = True
+    STATE.failed = True
     text = _summary(kind, error)
     advice = f" (is it installed for {sys.executable}?)" if isinstance(error, ModuleNotFoundError) else ""
     get_logger("goplugin").critical("the plugin ends: %s%s", text, advice, exc_info=(kind, error, trace))
-    outputs.tell_host(text)
+    STATE.outputs.tell_host(text)
 
 
 def _log_exit_text() -> None:
     """At exit: sys.exit("text") has ended main(), and the interpreter has printed the text."""
-    global main_failed
-    text = outputs.exit_text.strip()
-    if text and not main_failed:
-        main_failed = True
+    text = STATE.outputs.exit_text.strip()
+    if text and not STATE.failed and not STATE.is_child():
+        STATE.failed = True
         get_logger("goplugin").error("the plugin ends: %s", text)
-        outputs.tell_host(text)
+        STATE.outputs.tell_host(text)
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

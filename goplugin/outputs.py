@@ -9,9 +9,11 @@ import contextlib
 import io
 import os
 import select
+import socket
+import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from goplugin import frames
@@ -20,104 +22,180 @@ STDOUT, STDERR = 1, 2  # file descriptors
 
 Write = Callable[[int, bytes], None]
 
-host_stdout = host_stderr = -1  # our own descriptors of the host's pipes, once they are taken
-exit_text = ""  # what sys.exit("text") said, as the interpreter printed it at the end of main()
 
-_framed = False  # whether file descriptor 2 is the companion's pipe
-_handshake = b""  # the line that step 4 has still to print
-_after_handshake: Write | None = None
-_handshake_printed = False
-_watched: Any = None
-_streams: list["_TextStream"] = []
+class Outputs:
+    """stdout and stderr of this process.
 
+    host_stdout, host_stderr: descriptors of the host's pipes that are ours alone, once they are taken; else -1.
+    mark: what frames on stderr begin with; empty if stderr does not lead to a companion.
+    exit_text: what sys.exit("text") said, as the interpreter printed it at the end of main().
+    handshake_printed: the handshake line was printed, or something else was written in its place.
+    """
 
-def take() -> None:
-    """Keep the host's stdout and stderr to ourselves. From now on nothing reaches that stdout by accident."""
-    global host_stdout, host_stderr
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        pass  # started with one of the three closed: whatever is opened next would take its place
-    os.close(fd)
-    # Not inheritable: a child that lives on would keep the host waiting for the end of these pipes.
-    host_stdout, host_stderr = os.dup(STDOUT), os.dup(STDERR)
-    os.dup2(STDERR, STDOUT)
-    _streams[:] = sys.stdout, sys.stderr = _TextStream(STDOUT), _TextStream(STDERR)
+    def __init__(self) -> None:
+        self.host_stdout = self.host_stderr = -1
+        self.mark = b""
+        self.exit_text = ""
+        self.handshake_printed = False
+        self._handshake = b""  # the line that step 4 has still to print
+        self._after_handshake: Write | None = None
+        self._companion_died: Callable[[], object] | None = None
+        self._watched: Any = None
+        self._streams: list[_TextStream] = []
+        self._before: tuple[Any, Any] = (sys.stdout, sys.stderr)
 
+    def take(self) -> None:
+        """Keep the host's stdout and stderr to ourselves. From now on nothing reaches that stdout by accident."""
+        while (fd := null()) <= STDERR:
+            pass  # started with one of the three closed: the next file would take its place
+        os.close(fd)
+        # Not inheritable: a child that lives on would keep the host waiting for the end of these pipes.
+        self.host_stdout, self.host_stderr = os.dup(STDOUT), os.dup(STDERR)
+        os.dup2(STDERR, STDOUT)
+        self._before = sys.stdout, sys.stderr
+        self._streams = [_TextStream(self, STDOUT), _TextStream(self, STDERR)]
+        sys.stdout, sys.stderr = self._streams
 
-def leave_to_parent() -> None:
-    """In a child by fork without exec: the host's pipes, and the stream to the host, are the parent's."""
-    redirect(None)
-    for fd in (host_stdout, host_stderr):
-        with contextlib.suppress(OSError):
+    def give_back(self) -> None:
+        """Undo `take`."""
+        for fd, ours in ((STDOUT, self.host_stdout), (STDERR, self.host_stderr)):
+            os.dup2(ours, fd)
+            os.close(ours)
+        self.host_stdout = self.host_stderr = -1
+        self.mark = b""
+        sys.stdout, sys.stderr = self._before
+
+    def leave_to_parent(self) -> None:
+        """In a child by fork without exec: the host's pipes, and the stream to the host, are the parent's."""
+        self.redirect(None)
+        self._handshake, self._companion_died = b"", None
+        self.close_stdout()
+        if self.host_stderr >= 0:
+            os.close(self.host_stderr)
+            self.host_stderr = -1
+
+    def close_stdout(self) -> None:
+        """Close the host's stdout: nothing comes on it any more."""
+        fd, self.host_stdout = self.host_stdout, -1
+        if fd >= 0:
             os.close(fd)
 
+    def send_stderr_to(self, pipe: int, mark: bytes, companion_died: Callable[[], object]) -> None:
+        """Let stderr, and with it stdout, lead to the companion's pipe. companion_died: called if nobody reads it."""
+        os.dup2(pipe, STDERR)
+        os.dup2(pipe, STDOUT)
+        self.mark, self._companion_died = mark, companion_died
 
-def send_stderr_to(fd: int, *, framed: bool) -> None:
-    """Let stderr, and with it stdout, lead to fd. framed: it is the companion's pipe, and understands frames."""
-    global _framed
-    os.dup2(fd, STDERR)
-    os.dup2(fd, STDOUT)
-    _framed = framed
+    def redirect(self, write: Write | None) -> None:
+        """Have sys.stdout and sys.stderr call write(STDOUT or STDERR, data); None: stderr again, as at first."""
+        for stream in self._streams:
+            stream.binary.redirected = write
+
+    def announce_worker(self) -> None:
+        """Have the companion end this process when the plugin ends."""
+        try:
+            write_all(STDERR, b"%b worker %d\n" % (self.mark, os.getpid()))
+        except BrokenPipeError:
+            os._exit(1)  # plugin and companion have ended already
+
+    def name(self) -> str:
+        """Return what tells children the pipe that stderr leads to, and the token of the mark: for `join`."""
+        return f"{_identity(STDERR)}:{frames.token(self.mark)}"
+
+    def join(self, name: str) -> bool:
+        """In a child that was started anew: whether its stderr leads to the companion. name: the plugin's."""
+        pipe, _, token = name.rpartition(":")
+        joined = pipe == _identity(STDERR)
+        if joined:
+            self.mark = frames.mark(token)
+        return joined
+
+    def write_stderr(self, data: bytes) -> None:
+        """Write to the real stderr, all of it."""
+        try:
+            write_all(STDERR, data)
+        except BrokenPipeError:
+            if not self._companion_died:
+                raise
+            self._companion_died()
+
+    def write_record(self, record: bytes) -> None:
+        """Write a log record, a line of ASCII, so that it arrives whole whatever else writes to stderr meanwhile."""
+        for piece in frames.encode(record, self.mark) if self.mark else [record]:
+            self.write_stderr(piece)
+
+    def expect_handshake(self, line: str, then: Write) -> None:
+        """Pass this line on to the host's stdout when it is printed, and all that is printed after it to `then`."""
+        self._handshake, self._after_handshake = line.encode(), then
+        if self.host_stdout < 0:  # --debug
+            # Kept, because print() uses it further after it has gone from sys.stdout.
+            self._watched = sys.stdout = _Watched(self, sys.stdout, line)
+
+    def tell_host(self, reason: str) -> None:
+        """Write one line to the host's stdout instead of the handshake line: the host quotes it in its own error."""
+        if self.host_stdout >= 0 and not self.handshake_printed:
+            self.handshake_printed = True
+            with contextlib.suppress(OSError):
+                os.write(
+                    self.host_stdout, f"goplugin: {reason.strip().splitlines()[0][:500]}\n".encode(errors="replace")
+                )
+
+    def take_handshake(self, data: bytes) -> tuple[bytes, bool]:
+        """Pass the handshake line on to the host; return the data without it, and whether the line's end must come."""
+        if not self._handshake or self._handshake not in data:
+            return data, False
+        before, _, after = data.partition(self._handshake)
+        line, self._handshake = self._handshake, b""
+        if not self.handshake_printed:
+            self.handshake_printed = True
+            self.redirect(self._after_handshake)  # first: the host calls as soon as it has the line; handlers may print
+            os.write(self.host_stdout, line + b"\n")
+        return before + after.removeprefix(b"\n"), not after
 
 
-def redirect(write: Write | None) -> None:
-    """Have sys.stdout and sys.stderr call write(STDOUT or STDERR, data); None: stderr again, as at first."""
-    for stream in _streams:
-        stream.binary.redirected = write
-
-
-def announce_worker() -> None:
-    """Have the companion end this process when the plugin ends."""
+def null() -> int:
+    """Return a descriptor of nothing, also where there is no /dev/null."""
     try:
-        _write_all(STDERR, b"%bworker %d\n" % (frames.MARK, os.getpid()))
-    except BrokenPipeError:
-        os._exit(1)  # both have ended already
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        read, write = os.pipe()
+        os.close(write)
+        return read
 
 
-def join_plugin(pipe: str) -> bool:
-    """In a child that was started anew: whether its stderr leads to the companion. pipe: from `stderr_name`."""
-    global _framed
-    _framed = bool(pipe) and pipe == stderr_name()
-    return _framed
-
-
-def stderr_name() -> str:
-    """Return what identifies the pipe that stderr leads to."""
-    status = os.fstat(STDERR)
-    return f"{status.st_dev}:{status.st_ino}"
-
-
-def write_record(record: bytes) -> None:
-    """Write a log record, a line of ASCII, so that it arrives whole whatever else writes to stderr meanwhile."""
-    # Nobody reads the log of a plugin that has outlived its host: that must not stop it.
-    with contextlib.suppress(OSError):
-        for piece in frames.encode(record) if _framed else [record]:
-            _write_all(STDERR, piece)
-
-
-def expect_handshake(line: str, then: Write) -> None:
-    """Pass this line on to the host's stdout when it is printed, and all that is printed after it to `then`."""
-    global _handshake, _after_handshake, _watched
-    _handshake, _after_handshake = line.encode(), then
-    if host_stdout < 0:  # --debug
-        # Kept, because print() uses it further after it has gone from sys.stdout.
-        _watched = sys.stdout = _Watched(sys.stdout, line)
-
-
-def handshake_is_missing() -> bool:
-    """Whether the line has not been printed yet."""
-    return not _handshake_printed
-
-
-def tell_host(reason: str) -> None:
-    """Write one line to the host's stdout instead of the handshake line: the host quotes it in its own error."""
-    global _handshake_printed
-    if host_stdout >= 0 and not _handshake_printed:
-        _handshake_printed = True
+def open_descriptors() -> list[int]:
+    """Return the open descriptors of this process, and perhaps some that are not open."""
+    for folder in ("/dev/fd", "/proc/self/fd"):
         with contextlib.suppress(OSError):
-            os.write(host_stdout, f"goplugin: {reason.strip().splitlines()[0][:500]}\n".encode(errors="replace"))
+            return list(map(int, os.listdir(folder)))
+    return list(range(os.sysconf("SC_OPEN_MAX")))
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def close_sockets(addresses: Collection[Any]) -> None:
+    """Close the sockets that listen at one of the addresses, or are connected there. Their numbers stay taken.
+
+    Otherwise the C code that they belong to could close what gets the number next.
+    """
+    names = {address.address for address in addresses}
+    for fd in open_descriptors() if names else []:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode) and names & set(_names(socket.socket(fileno=os.dup(fd)))):
+                os.dup2(nothing := null(), fd, inheritable=False)
+                os.close(nothing)
+
+
+def _names(connection: socket.socket) -> Iterator[str]:
+    """Return both ends' addresses."""
+    with connection:
+        for name in (connection.getsockname, connection.getpeername):
+            with contextlib.suppress(OSError):  # it is not connected
+                said = name()
+                # grpc listens with IPv6 sockets, if there are any, at IPv4 addresses too.
+                yield said if isinstance(said, str) else f"{said[0].removeprefix('::ffff:')}:{said[1]}"
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, however often the descriptor is full."""
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -125,16 +203,20 @@ def _write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
 
 
+def _identity(fd: int) -> str:
+    status = os.fstat(fd)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
 class _Watched:
     """A person's stdout, until the line has been printed there."""
 
-    def __init__(self, stream: Any, line: str) -> None:
-        self._stream, self._line = stream, line
+    def __init__(self, outputs: Outputs, stream: Any, line: str) -> None:
+        self._outputs, self._stream, self._line = outputs, stream, line
 
     def write(self, text: str) -> int:
-        global _handshake_printed
         if self._line in text:
-            _handshake_printed = True
+            self._outputs.handshake_printed = True
             sys.stdout = self._stream
         return int(self._stream.write(text))
 
@@ -147,37 +229,28 @@ class _BinaryStream(io.RawIOBase):
 
     mode = "wb"
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, outputs: Outputs, fd: int) -> None:
         self.redirected: Write | None = None
         self.name = "<stdout>" if fd == STDOUT else "<stderr>"
-        self._fd = fd
+        self._outputs, self._fd = outputs, fd
         self._printer = 0  # the thread that has printed the handshake line and has still to end it
 
     def write(self, data: Any) -> int:
         data = memoryview(data).tobytes()
-        rest = self._take_handshake(data) if self._fd == STDOUT else data
+        rest = self._without_handshake(data) if self._fd == STDOUT else data
         if rest and self.redirected:
             self.redirected(self._fd, rest)
         elif rest:
-            _write_all(STDERR, rest)
+            self._outputs.write_stderr(rest)
         return len(data)
 
-    def _take_handshake(self, data: bytes) -> bytes:
-        """Pass the handshake line on to the host; return the data without it."""
-        global _handshake, _handshake_printed
+    def _without_handshake(self, data: bytes) -> bytes:
         if self._printer == threading.get_ident():  # print() writes the text and the line's end one after the other
             self._printer = 0
             return data.removeprefix(b"\n")
-        if not _handshake or _handshake not in data:
-            return data
-        before, _, after = data.partition(_handshake)
-        self._printer = 0 if after else threading.get_ident()
-        line, _handshake = _handshake, b""
-        if not _handshake_printed:
-            _handshake_printed = True
-            redirect(_after_handshake)  # first: the host calls as soon as it has the line, and handlers may print
-            os.write(host_stdout, line + b"\n")
-        return before + after.removeprefix(b"\n")
+        rest, open_ended = self._outputs.take_handshake(data)
+        self._printer = threading.get_ident() if open_ended else self._printer
+        return rest
 
     def writable(self) -> bool:
         return True
@@ -190,19 +263,19 @@ class _BinaryStream(io.RawIOBase):
 class _TextStream(io.TextIOWrapper):
     """sys.stdout or sys.stderr; what a handler prints is on its way when print returns."""
 
-    def __init__(self, fd: int) -> None:
-        self.binary = _BinaryStream(fd)
+    def __init__(self, outputs: Outputs, fd: int) -> None:
+        self._outputs, self.binary = outputs, _BinaryStream(outputs, fd)
         raw: Any = self.binary
         # backslashreplace: print must not raise for what UTF-8 cannot express.
         super().__init__(raw, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
 
     def write(self, text: str) -> int:
-        global exit_text
-        if self.binary.fileno() == STDERR:
+        main_thread = threading.main_thread()
+        # It is not alive any more when exit handlers run.
+        if self.binary.fileno() == STDERR and threading.current_thread() is main_thread and main_thread.is_alive():
             try:
                 sys._getframe(1)
             except ValueError:
                 # No Python code is running: the interpreter itself prints what was given to sys.exit(). See log.py.
-                exit_text += text
-                return len(text)
+                self._outputs.exit_text += text
         return super().write(text)

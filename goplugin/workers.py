@@ -22,6 +22,7 @@ busy or not. If it is still needed, the rule starts another.
 """
 
 import contextlib
+import logging
 import math
 import os
 import queue
@@ -47,6 +48,8 @@ SHORT = 10
 # Work is not stuck if this many tasks end per look, 800 per second, however many threads there are. Without this
 # limit, growth would never end: threads that compute share one processor, so each finishes fewer the more there are.
 STUCK = 8
+
+_log = logging.getLogger(__name__)
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -153,9 +156,9 @@ class Workers(ThreadPoolExecutor):
             future, fn, args, kwargs = task
             try:
                 if future.set_running_or_notify_cancel():
-                    future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # the future carries it, as in concurrent.futures
-                future.set_exception(error)
+                    _run(future, fn, args, kwargs)
+            except BaseException:  # what a callback of the future raises, other than an Exception: it ends no thread
+                _log.exception("a callback of a future raised")
             # Keep nothing of a finished task, a request of 64 MiB say, while the thread waits.
             del task, future, fn, args, kwargs
             with self._lock:
@@ -180,3 +183,12 @@ class Workers(ThreadPoolExecutor):
         if not task:
             self._queue.put(None)  # the pool is shut down: the next thread must end too
         return task
+
+
+def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as error:  # the future carries it, as in concurrent.futures
+        future.set_exception(error)
+    else:
+        future.set_result(result)

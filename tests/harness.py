@@ -180,8 +180,7 @@ class World:
     @property
     def serves(self) -> str:
         """What a plugin logs when it serves."""
-        instead = " and pygrpc_native" if self.on_native else ""
-        return f"goplugin {goplugin.__version__} serves, with grpcio {grpc.__version__}{instead}"
+        return f"goplugin {goplugin.__version__} serves, with grpcio {grpc.__version__}"
 
     def use_native(self, folder: Path) -> None:
         """Have plugins use pygrpc-native instead of grpc.server. folder: plugin.py on it, and newly generated code."""

@@ -20,7 +20,7 @@ from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 
 from goplugin.aio.broker import Broker as AioBroker
 from goplugin.environment import Environment
-from goplugin.services import broker, host_pb2, knocks
+from goplugin.services import broker, host_pb2
 from goplugin.transport import Plain
 
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
@@ -251,7 +251,6 @@ def test_two_hosts_with_equal_ids(world: World) -> None:
 
 def test_a_dial_for_which_there_was_no_thread_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread ends the waits of all dials. If it cannot be started, the next dial starts it."""
-    monkeypatch.setattr(knocks, "_timer_thread", None)
     monkeypatch.setattr(broker, "TIMEOUT", 0.2)
     transport: Any = None
     dialling = broker.Broker(transport, {})

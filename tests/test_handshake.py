@@ -102,7 +102,7 @@ def test_started_by_a_person(world: World, value: str | None) -> None:
     out, err = process.communicate(timeout=10)
     text = err.decode()
     assert (process.returncode, out) == (1, b"")
-    assert "This program is a plugin" in text
+    assert "This is a go-plugin plugin; its host starts it." in text
     assert 'KV_PLUGIN="python plugin.py"\n    go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
     assert "Traceback" not in text
     assert len(text.splitlines()) < 13
@@ -142,8 +142,8 @@ def test_handshake_line() -> None:
     address = ("tcp", "127.0.0.1:10001")
     assert handshake_line(1, *address) == "1|1|tcp|127.0.0.1:10001|grpc"
     assert handshake_line(5, *address, "CERT") == "1|5|tcp|127.0.0.1:10001|grpc|CERT"
-    assert handshake_line(5, *address, "", "false") == "1|5|tcp|127.0.0.1:10001|grpc||false"
-    assert handshake_line(6, "unix", "/tmp/x", "CERT", "false") == "1|6|unix|/tmp/x|grpc|CERT|false"
+    assert handshake_line(5, *address, "", multiplex=True) == "1|5|tcp|127.0.0.1:10001|grpc||true"
+    assert handshake_line(6, "unix", "/tmp/x", "CERT", multiplex=True) == "1|6|unix|/tmp/x|grpc|CERT|true"
 
 
 def test_the_host_says_that_no_version_is_common(world: World) -> None:

@@ -72,9 +72,6 @@ def side(monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
     for module in (knocks, broker):
         monkeypatch.setattr(module, "TIMEOUT", 1.0)
     monkeypatch.setattr(knocks, "KNOCK_AGAIN", 0.1)
-    # A thread of its own: the other tests' would be busy with times that are longer.
-    monkeypatch.setattr(knocks, "_timers", queue.SimpleQueue())
-    monkeypatch.setattr(knocks, "_timer_thread", None)
     side = Side()
     yield side
     side.end()

@@ -63,12 +63,12 @@ ENDS = {
     "another cookie": (
         "plugin = goplugin.Plugin(HANDSHAKE)",
         "plugin = goplugin.Plugin(HANDSHAKE._replace(magic_cookie_value='bye'))",
-        "HANDSHAKE expects BASIC_PLUGIN=bye in the environment, and BASIC_PLUGIN is 'hello'",
+        "HANDSHAKE expects BASIC_PLUGIN=bye in the environment, but BASIC_PLUGIN is 'hello'",
     ),
     "another cookie's name": (
         "plugin = goplugin.Plugin(HANDSHAKE)",
         "plugin = goplugin.Plugin(HANDSHAKE._replace(magic_cookie_key='OTHER'))",
-        "HANDSHAKE expects OTHER=hello in the environment, and OTHER is not set",
+        "HANDSHAKE expects OTHER=hello in the environment, but OTHER is not set",
     ),
     "a missing package": ("import kv_pb2_grpc", "import requestz", "ModuleNotFoundError: No module named 'requestz'"),
     "an exception at import": ("import kv_pb2_grpc", "1 / 0", "ZeroDivisionError: division by zero"),

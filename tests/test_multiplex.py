@@ -229,17 +229,6 @@ def test_yamux_is_imported_for_it_alone(world: World) -> None:
         host.close()
 
 
-@pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
-def test_without_a_companion(world: World, auto_mtls: bool) -> None:
-    """As on Windows: the seventh field is false, and the log says why."""
-    world.env["ALLOW_UNVERIFIED_CALLERS"] = "1"
-    host = world.host(PLUGINS / "without_fork.py", auto_mtls=auto_mtls)
-    with pytest.raises(CallError, match="client requested gRPC broker multiplexing but plugin does not support"):
-        host.ask("start")
-    said = "the host's multiplexing needs a process beside this one, and there is none (this system"
-    assert host.logged(said, **{"@level": "error"})
-
-
 NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from certificates import certificate_in, client_context, make_certificate
 from harness import eventually
 
-from goplugin.companion import relay, tls
+from goplugin.companion import relay, relays, tls
 from goplugin.companion.loop import READ, Loop
 from goplugin.environment import Environment
 
@@ -27,26 +27,25 @@ class Ends:
         path = make_certificate(folder, "host")
         self._loop = Loop()
         contexts = tls.auto_mtls_contexts(certificate_in(path), str(folder))
-        relays = relay.Relays(self._loop, contexts, Environment(), str, None)
+        self.relays = relays.Relays(self._loop, contexts, Environment(), str, None)
         self._control, self._theirs = socket.socketpair()
         self._thread = threading.Thread(target=self._run)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
-        _, address = relays.listen(str(folder / "plain"))
+        _, address = self.relays.listen(str(folder / "plain"))
         self._thread.start()
         caller = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
         self.caller = client_context(path).wrap_socket(caller)
         self.grpc, _ = self._listener.accept()
         for end in (self.caller, self.grpc):
             end.settimeout(10)
-        self.relays = relays
 
     def _run(self) -> None:
         stopped: list[int] = []
         self._loop.watch(self._theirs, READ, stopped.append)
         while not stopped:
-            self._loop.run_once(self.relays.expire() if hasattr(self, "relays") else 1)
+            self._loop.run_once(1)
         self._theirs.close()
         self.relays.close_all()
         for callback in list(self._loop._callbacks.values()):

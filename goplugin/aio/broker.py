@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from goplugin.aio.calls import submit
-from goplugin.services.broker import AcceptedBase, BrokerBase
+from goplugin.services.accepted import AcceptedBase
+from goplugin.services.broker import BrokerBase
 
 
 class Broker(BrokerBase):
@@ -22,7 +23,8 @@ class Broker(BrokerBase):
         """Return a channel to what the host serves under the id. Close it, or use it in an `async with`.
 
         Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is no uint32, or the host refuses or names no address. RuntimeError when the plugin leaves.
+        ValueError if the id is not a uint32, or the host refuses or names no address. OSError if the host's address is
+        not known to the system, or the companion died. RuntimeError when the plugin is leaving.
         If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         self._loop = asyncio.get_running_loop()
@@ -33,7 +35,14 @@ class Broker(BrokerBase):
             if not waiting.cancel() and not waiting.exception():
                 self._give_back(service_id, waiting.result())  # it came at the last moment
             raise
-        channel: grpc.aio.Channel = self._connect(service_id, address, grpc.aio.insecure_channel)
+        # In a thread, since it may wait for the companion.
+        reached = asyncio.ensure_future(asyncio.to_thread(self._reach, service_id, address))
+        try:
+            address = await asyncio.shield(reached)
+        except asyncio.CancelledError:
+            reached.add_done_callback(lambda done: done.exception() or self._transport.close_dialled(done.result()))
+            raise
+        channel: grpc.aio.Channel = self._connect(address, grpc.aio.insecure_channel)
         if self._knocks:
             channel.get_state(try_to_connect=True)  # a host in Go closes a stream on which nothing comes for 2 minutes
         return channel
@@ -51,7 +60,12 @@ class Broker(BrokerBase):
             interceptors = (_FirstCall(accepted.note_call), *self._server_arguments["interceptors"])
             server = grpc.aio.server(**{**self._server_arguments, "interceptors": interceptors})
             add_to_server(server)
-            address = accepted.listen(server, Stoppable(server))
+            listening = asyncio.ensure_future(asyncio.to_thread(accepted.listen, server, Stoppable(server)))
+            try:
+                address = await asyncio.shield(listening)
+            except asyncio.CancelledError:
+                listening.add_done_callback(lambda done: done.exception() or accepted.stop())
+                raise
             await server.start()
         except BaseException:
             await accepted.close()

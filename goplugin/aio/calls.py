@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
-import os
 import sys
 import threading
 import traceback
@@ -27,25 +26,21 @@ _log = log.get_logger("goplugin")
 _Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
-class Calls(grpc.aio.ServerInterceptor):
+class Calls(calls.CallsBase, grpc.aio.ServerInterceptor):
     """Sees each call of the plugin's services."""
 
     def __init__(self, threads: Executor) -> None:
         """threads: for what must be heard whatever the plugin's own handlers do."""
-        self.consulted = False  # by the server, which was made with this interceptor then
+        super().__init__(threads)
         self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
-        self._threads = threads
         self._of_threads = calls.Calls(threads)
-        self._pid = os.getpid()
-        self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
         self._running: set[asyncio.Task[Any]] = set()  # calls of the plugin's own `async def` handlers
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
         self.consulted = True
-        method = handler_call_details.method
         handler = await continuation(handler_call_details)
-        if handler is None and reflection.is_reflection(method):
+        if handler is None and reflection.is_reflection(handler_call_details.method):
             found = set()
             for service, methods in reflection.described():
                 for other in methods:
@@ -53,14 +48,7 @@ class Calls(grpc.aio.ServerInterceptor):
                         found.add(service)
                         break
             handler = reflection.handler(found)
-        if handler is None:
-            calls.log_not_implemented(method)
-            return None
-        seen, guarded = self._guarded.get(method, (None, None))
-        if seen is not handler:
-            guarded = self._guard(handler, method)
-            self._guarded[method] = handler, guarded
-        return guarded
+        return self._return(handler, handler_call_details)
 
     def drain(self, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
         """Wait in another thread until no `async def` handler runs. False if the loop did not even look."""
@@ -94,15 +82,13 @@ class Calls(grpc.aio.ServerInterceptor):
                 await self._answer(error, context, method)
                 raise
             finally:
-                if os.getpid() != self._pid:
-                    os._exit(0)  # a child that the handler made by os.fork()
+                self._leave_child()
 
         return answered
 
     async def _answer(self, error: BaseException, context: Any, method: str) -> None:
         """End the call as grpc does for threads: grpc.aio has other words, and no answer to what is no Exception."""
-        if os.getpid() != self._pid:
-            os._exit(calls.exit_code(error))
+        self._leave_child(error)
         task: Any = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or task.cancelling()):
             return  # the caller has left, or its deadline is over

@@ -4,6 +4,8 @@ import contextlib
 import gc
 import json
 import os
+import secrets
+import select
 import signal
 import socket
 import sys
@@ -11,59 +13,104 @@ import threading
 import warnings
 from typing import Any
 
-from goplugin import outputs
-from goplugin.environment import Environment
+from goplugin import address, frames, outputs
+from goplugin.state import State
+
+LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr before the plugin ended
 
 
 class Companion:
-    """Starts the process and gives it commands. It ends when this process ends."""
+    """Starts the process and gives it commands. It ends when this process ends.
 
-    def __init__(self, environment: Environment, parent: int) -> None:
-        """Start the process. From now on our stderr leads to it. OSError if the system refuses.
+    events: a socket on which it says its pid first, and later why the plugin should leave. It ends if it dies.
+    mark: what frames on stderr begin with.
+    """
 
-        parent: the process that started the plugin.
+    def __init__(self, state: State) -> None:
+        """Start the process. OSError if the system refuses.
 
         By fork, so that it needs no second start of Python and works however the plugin was packed. By two forks, so
-        that it is not a child of ours: os.wait() in the plugin's own code must not meet it.
+        that it is not a child of ours: os.wait() in the plugin's own code must not meet it. But if process 1 is the
+        host or the plugin itself, as in a container, by one: the plugin must wait for it at the end, because the host
+        would not, and because the container ends with process 1.
         """
-        self._control, theirs = socket.socketpair()
-        stderr, our_stderr = os.pipe()
+        self._control, control = socket.socketpair()
+        self.events, events = socket.socketpair()
+        stderr, self.stderr = os.pipe()
+        self.mark = frames.mark(secrets.token_hex(16))
+        self.pid = 0  # until it has said it
+        self.died = False
+        self._folder = ""
         self._lock = threading.Lock()
         # The certificate comes without having been asked for; None until it is there.
-        self._server_cert = None if environment.client_cert else ""
-        plugin = os.getpid()
-        self.folder = f"plugin{os.urandom(8).hex()}"  # the name of its folder for sockets
+        self._server_cert = None if state.settings.client_cert else ""
+        self._is_child = 1 in (os.getpid(), os.getppid())
         with warnings.catch_warnings():
             # Python 3.12 warns if there are threads, as a debugger or tracer may have started. None of them is in our
             # way: the process uses nothing that they have.
             warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
+            self._forked = os.fork()
+        if self._forked == 0:
             try:
-                if os.fork() == 0:
-                    self._control.close()
-                    os.close(our_stderr)
-                    _run(environment, plugin, parent, theirs, stderr, self.folder)
-                os._exit(0)
+                if self._is_child or os.fork() == 0:
+                    _run(state, self.mark, control, events, stderr)
             finally:
-                os._exit(1)  # fork failed; the plugin takes it for a companion that has died
-        theirs.close()
+                os._exit(0)  # if the second fork failed, the plugin takes that for a companion that has died
+        control.close()
+        events.close()
         os.close(stderr)
-        self._between = child  # the process between us and the companion, which ends at once
-        if outputs.host_stdout >= 0:  # not by hand, with --debug
-            outputs.send_stderr_to(our_stderr, framed=True)
-        os.close(our_stderr)
-        # A child by fork that lives on with our end would keep the companion alive.
-        os.register_at_fork(after_in_child=self._control.close)
+
+    def has_died(self) -> bool:
+        """Whether it has ended already."""
+        poll = select.poll()
+        poll.register(self._control, 0)
+        return bool(poll.poll(0))
 
     def reap(self) -> None:
-        """Let go of the process between us and the companion. Not done at once, since that costs a millisecond."""
-        with contextlib.suppress(ChildProcessError):  # the plugin's code has waited for all children
-            os.waitpid(self._between, 0)
+        """Let go of the intermediate child of the double fork. Not done at once, since that costs a millisecond."""
+        if not self._is_child:
+            with contextlib.suppress(ChildProcessError):  # the plugin's code has waited for all children
+                os.waitpid(self._forked, 0)
 
-    def fileno(self) -> int:
-        """Return what poll() reports as hung up when the process has died."""
-        return self._control.fileno()
+    def end(self) -> None:
+        """If it is a child of ours, wait until it has passed on the last words."""
+        if self._is_child and self._forked:
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_WR)
+                self.events.settimeout(2 * LAST_WORDS)
+                while self.events.recv(4096):
+                    pass
+                os.waitpid(self._forked, 0)
+            self._forked = 0
+
+    def resume(self) -> None:
+        """Have it go on, if a signal has stopped it: the host waits until it has ended."""
+        with contextlib.suppress(OSError):
+            if self.pid:  # it is still its own: we would know of its end
+                os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Let go of it: it ends, or serves the parent of this process alone."""
+        self._forked = 0
+        for end in (self._control, self.events):
+            end.close()
+
+    def read_event(self) -> str:
+        """Return why it wants the plugin to leave, or "". Call it when `events` is ready. EOFError if it has died."""
+        data = self.events.recv(4096)
+        if not data:
+            raise EOFError("the companion process died")
+        for line in data.decode().splitlines():
+            event, _, text = line.partition(" ")
+            if event == "leave":
+                return text
+            self.pid = int(text)
+        return ""
+
+    def remove_folder(self) -> None:
+        """Remove its folder for sockets, after it has died."""
+        if self._folder:
+            address.remove_folder(self._folder)
 
     def server_cert(self) -> str:
         """Return our certificate, for the handshake line. ValueError if the host's cannot be used."""
@@ -76,6 +123,12 @@ class Companion:
         with contextlib.suppress(ValueError):
             self.server_cert()
         self._server_cert = str(self.ask("use_files", *files))
+
+    def path(self) -> str:
+        """Return a path for a Unix socket that only our user can reach. ValueError if that cannot be."""
+        path = str(self.ask("path"))
+        self._folder = os.path.dirname(path)
+        return path
 
     def ask(self, command: str, *arguments: str) -> Any:
         """Give a command and return the reply. ValueError if the companion could not do it, OSError if it is gone."""
@@ -92,7 +145,7 @@ class Companion:
         while not line.endswith(b"\n"):
             data = self._control.recv(65536)
             if not data:
-                raise OSError("the companion process is gone")
+                raise OSError("the companion process died")
             line += data
         reply = json.loads(line)
         if "error" in reply:
@@ -100,31 +153,32 @@ class Companion:
         return reply["reply"]
 
 
-def is_possible() -> bool:
-    """Whether there are fork and Unix sockets, unlike on Windows."""
-    return hasattr(os, "fork") and hasattr(socket, "AF_UNIX")
-
-
-def _run(environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int, folder: str) -> None:
+def _run(state: State, mark: bytes, control: socket.socket, events: socket.socket, stderr: int) -> None:
     """Be the companion. Runs none of the plugin's exit handlers."""
     # These go to the whole process group. The companion must stay until the plugin has finished its calls.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write("companion")  # for ps and top, on Linux
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    null = outputs.null()
+    for standard in (0, outputs.STDOUT):  # stdin is for the plugin's own code
+        os.dup2(null, standard)
+    # Not the host's stdout, which would not end with the plugin, nor what the host has given to the plugin besides.
+    kept = (outputs.STDERR, control.fileno(), events.fileno(), stderr)
+    for fd in outputs.open_descriptors():
+        if fd > outputs.STDERR and fd not in kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name_file:
+        name_file.write("companion")  # for ps and top, on Linux
     sys.settrace(None)
     sys.setprofile(None)
     gc.freeze()  # else the first collection would copy all that we share with the plugin
     gc.enable()  # it was off while goplugin is imported
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)  # stdin is for the plugin's own code
-    os.close(null)
 
     from goplugin import log
     from goplugin.companion.process import Process
 
     try:
-        Process(environment, plugin, parent, control, stderr, folder).run()
+        Process(state.settings, state.pid, state.parent, mark, control, events, stderr).run()
     except Exception:  # noqa: BLE001 whatever it is, it must reach the host's log
-        log.write = outputs.write_record
+        log.send_to(log.HclogHandler(lambda record: outputs.write_all(outputs.STDERR, record)))
         log.get_logger("goplugin.companion").exception("the companion process failed")

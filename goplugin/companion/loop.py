@@ -1,6 +1,9 @@
-"""Waits for file descriptors, and calls who watches them. On select.poll(), which can wait for errors alone."""
+"""Waits for file descriptors and points in time, and calls back. On select.poll(), which can wait for errors alone."""
 
+import heapq
+import itertools
 import select
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +24,8 @@ class Loop:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = itertools.count()
 
     def watch(self, fd: int | HasFileno, events: int, callback: Callable[[int], object]) -> None:
         """Call back whenever fd is ready for one of the events, or has failed."""
@@ -34,13 +39,22 @@ class Loop:
         if self._callbacks.pop(number, None):
             self._poll.unregister(number)
 
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call back once, after that time."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), callback))
+
     def is_watching(self) -> bool:
-        """Whether there is anything to wait for."""
+        """Whether there is a descriptor to wait for."""
         return bool(self._callbacks)
 
-    def run_once(self, timeout: float | None) -> None:
-        """Wait for events, at most timeout seconds, and call back for each."""
+    def run_once(self, timeout: float | None = None) -> None:
+        """Wait for events, at most timeout seconds, and call back for each, and for what is due."""
+        if self._timers:
+            due = self._timers[0][0] - time.monotonic()
+            timeout = due if timeout is None else min(due, timeout)
         for fd, events in self._poll.poll(None if timeout is None else max(0, timeout) * 1000):
             callback = self._callbacks.get(fd)
             if callback:  # not forgotten since by another callback
                 callback(events)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()

@@ -1,17 +1,16 @@
 """The companion: a process beside the plugin that does what a thread of the plugin cannot.
 
-It writes stderr's lines to the host, so that no child of the plugin keeps the host waiting. It ends TLS. It ends a
-plugin that cannot leave by itself when the host is gone. It leaves when the plugin has.
+It writes stderr's lines to the host, so that no child of the plugin keeps the host waiting. It ends TLS. It watches
+the host, and ends a plugin that cannot leave by itself when the host is gone. It leaves when the plugin has.
 
 The plugin talks to it over a socket pair, in lines of JSON: a command with its arguments, and the reply. When the
-plugin's end of that closes, the plugin is gone.
+plugin's end of that closes, the plugin is gone. Over another one it tells the plugin to leave.
 """
 
 import contextlib
-import fcntl
-import functools
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,90 +18,96 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from goplugin import address, frames, log, outputs
+from goplugin import frames, log, outputs
+from goplugin.address import PrivateFolder
+from goplugin.companion import LAST_WORDS
+from goplugin.companion.host import HostWatch, open_process
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.environment import Environment
-from goplugin.hostwatch import HostWatch, open_process
 
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
-LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr before the plugin ended
 
 _MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which our own records are dropped
+_MOST_WORKERS = 1000
+
+_log = log.get_logger("goplugin.companion")
 
 
 class Process:
     """The companion; `run` returns when the plugin is gone and nothing is left to do."""
 
     def __init__(
-        self, environment: Environment, plugin: int, parent: int, control: socket.socket, stderr: int, folder: str
+        self,
+        environment: Environment,
+        plugin: int,
+        parent: int,
+        mark: bytes,
+        control: socket.socket,
+        events: socket.socket,
+        stderr: int,
     ) -> None:
-        """plugin, parent: pids of the plugin, and of what started it. stderr: the pipe that the plugin writes to.
+        """plugin, parent: pids of the plugin, and of what started it. mark: what frames begin with.
 
-        folder: the name of our folder for sockets, by which the plugin can remove it should we be killed.
-
-        Our own file descriptor 2 is still the host's stderr.
+        control, events: to the plugin. stderr: the pipe that it writes to. Our file descriptor 2 is the host's stderr.
         """
-        self._environment, self._plugin, self._control, self._stderr = environment, plugin, control, stderr
+        self._environment, self._plugin, self._parent = environment, plugin, parent
+        self._control, self._events, self._stderr = control, events, stderr
         self._loop = Loop()
         self._received = b""  # of commands
         self._plugin_left = False
         self._stderr_ended = False
-        self._lines = frames.Decoder()
-        self._workers: dict[int, int] = {}  # pids, by pidfd where there is such a thing
+        self._lines = frames.Decoder(mark)
+        self._workers: dict[int, int] = {}  # their pidfds, by pid; -1 where there is no such thing
+        # Each needs a descriptor. Others must be left for connections.
+        self._most_workers = min(_MOST_WORKERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._to_host = b""  # lines that the host has not taken yet
-        self._host = HostWatch(parent, (outputs.host_stdout, outputs.host_stderr))
-        self._leaves_with_host = outputs.host_stdout >= 0  # not with --debug
-        self._kill_at: float | None = None
+        self._leaves_with_host = True
         self._relays: Any = None  # for AutoMTLS and multiplexing, imported only then
-        self._folder_name, self._folder = folder, ""  # name; path, once it is made
+        self._folder: PrivateFolder | None = None
         self._paths = 0
         self._commands: dict[str, Callable[..., Any]] = {"path": self._path, "use_files": self._use_files}
         self._commands_without_reply: dict[str, Callable[..., None]] = {"stay": self._stay}
 
     def run(self) -> None:
         """Prepare TLS or multiplexing if the host asked for it, then serve host and plugin until the plugin is gone."""
-        log.write = self._log
+        log.send_to(log.HclogHandler(self._log))
         os.set_blocking(self._stderr, False)
+        self._tell_plugin(f"pid {os.getpid()}")
         try:
             if self._environment.client_cert:
                 self._reply(self._auto_mtls)
             elif self._environment.multiplex:
                 self._begin_relays(None)
+            if self._folder:
+                self._folder.remove_left_behind()
             self._loop.watch(self._control, READ, lambda events: self._on_control())
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
-            for fd, events in self._host.fds() if self._leaves_with_host else ():
-                self._loop.watch(fd, events, functools.partial(self._on_host, fd))
+            HostWatch(self._loop, self._parent, os.dup(outputs.STDERR), self._on_host_gone)
             while not self._plugin_left:
-                self._loop.run_once(self._timeout())
+                self._loop.run_once()
         finally:
             if self._relays:
                 self._relays.close_all()
             if self._folder:
-                address.remove_private_folder(self._folder_name)
+                self._folder.remove()
         self._last_words()
         self._kill_workers()
 
-    def _timeout(self) -> float | None:
-        """Do what is due, and return the seconds until the next thing is."""
-        times = [self._relays.expire() if self._relays else None]
-        if self._kill_at is not None:
-            left = self._kill_at - time.monotonic()
-            if left <= 0:
-                self._kill_at = None
-                os.kill(self._plugin, signal.SIGKILL)  # it holds the control socket: the pid is still its own
-            else:
-                times.append(left)
-        elif self._leaves_with_host and self._host.timeout():
-            self._on_host(-1)
-            times.append(self._host.timeout())
-        return min((seconds for seconds in times if seconds is not None), default=None)
+    def _on_host_gone(self, reason: str) -> None:
+        if self._leaves_with_host:
+            self._make_leave(reason)
 
-    def _on_host(self, fd: int, events: int = 0) -> None:
-        if fd >= 0:
-            self._loop.forget(fd)
-        if self._leaves_with_host and self._host.gone(fd):
-            self._leaves_with_host = False
-            self._kill_at = time.monotonic() + PLUGIN_GRACE
+    def _make_leave(self, reason: str) -> None:
+        self._tell_plugin(f"leave {reason}")
+        self._loop.call_later(PLUGIN_GRACE, self._kill_plugin)
+
+    def _tell_plugin(self, event: str) -> None:
+        with contextlib.suppress(OSError):  # it is gone
+            self._events.sendall(event.encode() + b"\n")
+
+    def _kill_plugin(self) -> None:
+        if not self._plugin_left:  # it holds the control socket: the pid is still its own
+            os.kill(self._plugin, signal.SIGKILL)
 
     # What is written to stderr
 
@@ -122,21 +127,23 @@ class Process:
 
     def _add_worker(self, pid: int) -> None:
         """A child of multiprocessing: nobody else ends it if the plugin is killed."""
-        with contextlib.suppress(OSError):
-            if os.getpgid(pid) != os.getpgrp():
-                return  # any child can write such a frame
-        pidfd = open_process(pid)
-        self._workers[pidfd if pidfd >= 0 else -pid] = pid
+        if pid in self._workers or len(self._workers) >= self._most_workers:
+            return
+        pidfd = open_process(pid)  # first: then the pid stays its own
+        if not is_descendant(pid, self._plugin):
+            _close(pidfd)
+            return
+        self._workers[pid] = pidfd
         if pidfd >= 0:
-            self._loop.watch(pidfd, READ, lambda events: self._forget_worker(pidfd))
+            self._loop.watch(pidfd, READ, lambda events: self._forget_worker(pid))
 
-    def _forget_worker(self, pidfd: int) -> None:
+    def _forget_worker(self, pid: int) -> None:
+        pidfd = self._workers.pop(pid)
         self._loop.forget(pidfd)
-        os.close(pidfd)
-        del self._workers[pidfd]
+        _close(pidfd)
 
     def _kill_workers(self) -> None:
-        for pidfd, pid in self._workers.items():
+        for pid, pidfd in self._workers.items():
             with contextlib.suppress(OSError):
                 if pidfd >= 0:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -208,7 +215,7 @@ class Process:
             self._control.sendall(json.dumps(reply).encode() + b"\n")
 
     def _stay(self) -> None:
-        """The plugin does not leave with the host."""
+        """The plugin does not leave with the host. But if the host multiplexes, nobody else could ever attach."""
         self._leaves_with_host = False
 
     def _auto_mtls(self) -> str:
@@ -223,7 +230,7 @@ class Process:
         return self._begin_relays(tls.file_contexts(tls.TLSFiles(*files)))
 
     def _begin_relays(self, contexts: Any) -> str:
-        from goplugin.companion.relay import Relays
+        from goplugin.companion.relays import Relays
 
         self._relays = relays = Relays(self._loop, contexts, self._environment, self._path, self._on_end)
         self._commands |= {name: getattr(relays, name) for name in ("listen", "dial", "expect", "open")}
@@ -233,11 +240,8 @@ class Process:
     def _on_end(self, reason: str) -> None:
         """The one connection of a host that multiplexes is over. Nobody can call the plugin any more: it leaves."""
         if reason:
-            log.get_logger("goplugin.companion").error("the multiplexed connection to the host has ended: %s", reason)
-        with contextlib.suppress(ProcessLookupError):
-            if not self._plugin_left:
-                os.kill(self._plugin, signal.SIGTERM)
-        self._kill_at = time.monotonic() + PLUGIN_GRACE
+            _log.error("the multiplexed connection to the host has ended: %s", reason)
+        self._make_leave("the host has ended the connection")
 
     def _path(self) -> str:
         """Return a path for a Unix socket that only our user can reach."""
@@ -245,8 +249,38 @@ class Process:
         return os.path.join(self._make_folder(), str(self._paths))
 
     def _make_folder(self) -> str:
-        if not os.path.isdir(self._folder):  # not made yet, or somebody has removed it
-            self._folder = address.make_private_folder(self._folder_name)
-            # Programs that clean /tmp leave alone what is locked (systemd-tmpfiles does).
-            fcntl.flock(os.open(self._folder, os.O_RDONLY), fcntl.LOCK_SH)
-        return self._folder
+        if self._folder and not self._folder.is_there():  # a cleaner removed it
+            self._folder.remove()
+            self._folder = None
+        self._folder = self._folder or PrivateFolder()
+        return self._folder.path
+
+
+def is_descendant(pid: int, ancestor: int) -> bool:
+    """Whether the one process is a child of the other, or a child of such a child, and so on."""
+    parents: dict[int, int] = {}
+    for _ in range(100):
+        if pid <= 1:
+            return False
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            parents = parents or _all_parents()
+            pid = parents.get(pid, 0)
+        if pid == ancestor:
+            return True
+    return False
+
+
+def _all_parents() -> dict[int, int]:
+    """Return the parent of each process, by pid: as `ps` says it, where there is no /proc."""
+    import subprocess
+
+    said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, check=False).stdout
+    return {int(pid): int(parent) for pid, parent in map(bytes.split, said.splitlines())}
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

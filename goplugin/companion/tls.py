@@ -178,7 +178,9 @@ def _contexts(certificate: str, key: str, **trusted: Any) -> tuple[ssl.SSLContex
         context.set_alpn_protocols(["h2"])
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(**trusted)
-    server.num_tickets = 0  # each connection shows its certificate again
+    # Each connection shows its certificate again.
+    server.num_tickets = 0
+    server.options |= ssl.OP_NO_TICKET
     return server, client
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from goplugin import log
+from goplugin import log, native
 from goplugin.services import host_pb2_grpc
 from goplugin.services.broker import BrokerBase
 from goplugin.services.controller import Controller
@@ -25,6 +25,7 @@ def add_to_server(
     for method in (Controller.Shutdown, Stdio.StreamStdio, BrokerBase.StartStream):
         # Without this attribute of grpcio's they would wait behind those calls.
         setattr(method, "experimental_thread_pool", threads)  # noqa: B010
+    native.adapt(server, calls)
     server.add_generic_rpc_handlers([_Witness(calls)])
     host_pb2_grpc.add_GRPCControllerServicer_to_server(controller, server)
     host_pb2_grpc.add_GRPCStdioServicer_to_server(stdio, server)

@@ -14,6 +14,6 @@ class Controller(host_pb2_grpc.GRPCControllerServicer):
         self._shutdown = shutdown
 
     def Shutdown(self, request: host_pb2.Empty, context: grpc.ServicerContext) -> host_pb2.Empty:
-        """Answer at once: the host waits for it without a deadline."""
+        """Answer when the host has what was printed, which it reads no more after that; after 0.5 s in any case."""
         self._shutdown()
         return host_pb2.Empty()

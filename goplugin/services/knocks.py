@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,25 +23,16 @@ from goplugin.transport import Multiplexed
 TIMEOUT = 5.0  # seconds that each side has to pick an id up, or to answer a knock, as in Go
 KNOCK_AGAIN = 0.3  # seconds after which a knock that was refused is repeated, once
 
-Outgoing = queue.SimpleQueue[host_pb2.ConnInfo | None]  # what the plugin says on a stream of the broker; None ends it
-
 _log = log.get_logger("goplugin.broker")
-
-
-def fail(future: Future[Any], error: Exception, lock: threading.RLock) -> None:
-    """End the future by this error, unless it is done."""
-    with lock:
-        if not future.done() and future.set_running_or_notify_cancel():
-            future.set_exception(error)
 
 
 class Knocks:
     """Knocks at the host, one knock at a time, and opens where the host knocks. Whoever calls holds the lock."""
 
-    def __init__(self, transport: Multiplexed, lock: threading.RLock, hosts: list[Outgoing]) -> None:
-        """hosts: the broker's streams; the first one is used."""
-        self._transport, self._lock, self._hosts = transport, lock, hosts
-        self.unsaid: Outgoing = queue.SimpleQueue()  # in the place of the first stream until that is open
+    def __init__(self, transport: Multiplexed, broker: Any) -> None:
+        """broker: the BrokerBase that these are of. The first one of its hosts' streams is used."""
+        self._transport, self._broker, self._lock = transport, broker, broker.lock
+        self.unsaid = queue.SimpleQueue[Any]()  # in the place of the first stream until that is open
         self._dials: list[tuple[int, Future[Address]]] = []  # which have not knocked yet
         self._knocked: list[tuple[int, Future[Address]]] = []  # which the host has not answered; done: given up
         self._refused = weakref.WeakSet[Future[Address]]()  # which the host refused once
@@ -63,7 +53,7 @@ class Knocks:
                 service_id, future = self._dials.pop(0)
                 if not future.done():
                     late = f"cannot dial id {service_id}: the host did not open it within {TIMEOUT:g} s"
-                    after(TIMEOUT, functools.partial(fail, future, TimeoutError(late), self._lock))
+                    self._broker.fail_later(future, TimeoutError(late))
                     self._knocked.append((service_id, future))
                     self._say(service_id, ack=False)
 
@@ -82,7 +72,7 @@ class Knocks:
             self._open(service_id)
         elif info.knock.knock:
             self._early[service_id] = time.monotonic() + TIMEOUT
-            after(TIMEOUT, functools.partial(self._expire, service_id))
+            self._broker.call_later(functools.partial(self._expire, service_id))
 
     def _open(self, service_id: int) -> None:
         with contextlib.suppress(OSError):  # the companion is gone, and the plugin leaves
@@ -98,7 +88,7 @@ class Knocks:
 
     def _say(self, service_id: int, *, ack: bool) -> None:
         knock = host_pb2.ConnInfo.Knock(knock=True, ack=ack)
-        outgoing = self._hosts[0] if self._hosts else self.unsaid
+        outgoing = self._broker.hosts[0] if self._broker.hosts else self.unsaid
         outgoing.put(host_pb2.ConnInfo(service_id=service_id, knock=knock))
 
     def _answered(self, service_id: int, error: str) -> None:
@@ -124,25 +114,5 @@ class Knocks:
                 else:
                     self._transport.close(address)
         except (OSError, RuntimeError, ValueError) as problem:  # RuntimeError: no thread left
-            fail(future, problem, self._lock)
+            self._broker.fail(future, problem)
         self._go_on()
-
-
-_timers = queue.SimpleQueue[tuple[float, Callable[[], None]]]()
-_timer_thread: threading.Thread | None = None
-
-
-def after(seconds: float, function: Callable[[], None]) -> None:
-    """Call the function after that time. The time is always the same, so one thread calls them in order."""
-    global _timer_thread
-    _timers.put((time.monotonic() + seconds, function))
-    if not (_timer_thread and _timer_thread.is_alive()):  # not started yet, or the system had no thread left
-        _timer_thread = threading.Thread(target=_run_timers, name="broker-timers", daemon=True)
-        _timer_thread.start()
-
-
-def _run_timers() -> None:
-    while True:
-        due, function = _timers.get()
-        time.sleep(max(0.0, due - time.monotonic()))
-        function()

@@ -31,54 +31,45 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
     """Keeps what is printed until the host reads it: in order, bounded, and without blocking a handler for ever."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        # A long write stays in one piece, whatever other threads write to the same channel.
-        self._writing = {channel: threading.Lock() for channel in _CHANNELS.values()}
-        self._chunks: deque[tuple[Channel, bytearray]] = deque()
+        # Lets its own thread in again: garbage collection may call a __del__ that prints at any moment. There must be
+        # no second lock: such a print would take the two in another order.
+        self._changed = threading.Condition(threading.RLock())
+        self._chunks: deque[tuple[Channel, bytearray | memoryview]] = deque()  # a write is never in two of them
         self._size = 0  # bytes in _chunks
-        self._read = 0  # chunks that hosts took so far: shows progress to writers that wait for room
-        self._sending = 0  # chunks taken and not yet sent
+        self._read = 0  # messages that hosts took so far: shows progress to writers that wait for room
+        self._sending = 0  # messages taken and not yet sent
         self._readers = 0
         self._dropping = False
         self._dropped = dict.fromkeys(_CHANNELS.values(), 0)  # bytes since the last report
         self._closed = False
-        self._loop_thread = 0
+        self._never_wait: set[int] = set()  # threads without which nothing is read
 
     def never_wait_in(self, thread: int) -> None:
-        """Have `write` not wait in the thread of this ident: it runs the event loop."""
-        self._loop_thread = thread
+        """Have `write` not wait in the thread of this ident: it is one of those that send the bytes to the host."""
+        self._never_wait.add(thread)
 
     def write(self, fd: int, data: bytes) -> None:
-        """Keep bytes for the host. Wait while LIMIT is reached; drop them if the host has stopped reading."""
+        """Keep bytes for the host, in one piece. Wait while LIMIT is reached; drop them if the host does not read."""
         channel = _CHANNELS[fd]
-        writing, may_wait = self._writing[channel], threading.get_ident() != self._loop_thread
-        alone = writing.acquire(blocking=may_wait)
-        try:
-            for start in range(0, len(data), _MESSAGE):
-                self._write_chunk(channel, data[start : start + _MESSAGE], may_wait)
-        finally:
-            if alone:
-                writing.release()
-
-    def _write_chunk(self, channel: Channel, data: bytes, may_wait: bool) -> None:
         with self._changed:
             was_dropping = self._dropping
-            if not self._has_room(may_wait):
+            if not self._has_room():
                 self._dropped[channel] += len(data)
-            elif self._chunks and self._chunks[-1][0] == channel and len(self._chunks[-1][1]) + len(data) <= _MESSAGE:
-                self._chunks[-1][1].extend(data)
-                self._size += len(data)
             else:
-                self._chunks.append((channel, bytearray(data)))
                 self._size += len(data)
-                self._changed.notify_all()
+                last = self._chunks[-1] if self._chunks else (None, b"")
+                if last[0] == channel and isinstance(last[1], bytearray) and len(last[1]) + len(data) <= _MESSAGE:
+                    last[1].extend(data)
+                else:
+                    self._chunks.append((channel, bytearray(data) if len(data) <= _MESSAGE else memoryview(data)))
+                    self._changed.notify_all()
             starts_dropping = self._dropping and not was_dropping
         if starts_dropping:  # logged without the lock: a handler of logging may print, and would wait for the lock
             _log.warning("the host does not read what this plugin prints: dropped from now on")
 
-    def _has_room(self, may_wait: bool) -> bool:
-        """Wait for room for a chunk as long as the host reads; whether there is room. Call it with the lock held."""
-        if not may_wait:
+    def _has_room(self) -> bool:
+        """Wait for room as long as the host reads; whether there is room. Call it with the lock held."""
+        if threading.get_ident() in self._never_wait:
             self._dropping = self._dropping or self._size >= LOOP_LIMIT
             return not (self._dropping or self._closed)
         progress, deadline = self._read, time.monotonic() + PATIENCE
@@ -97,8 +88,10 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             with self._changed:
                 self._changed.notify_all()
 
+        thread = threading.get_ident()
         with self._changed:
             self._readers += 1
+            self._never_wait.add(thread)
         try:
             if not context.add_callback(host_left):
                 return
@@ -113,6 +106,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         finally:
             with self._changed:
                 self._readers -= 1
+                self._never_wait.discard(thread)
                 self._changed.notify_all()
 
     def _next(self, context: grpc.ServicerContext) -> host_pb2.StdioData | None:
@@ -125,12 +119,15 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             if not context.is_active():
                 return None  # what it did not take stays for the next host
             channel, data = self._chunks.popleft()
-            self._size -= len(data)
+            message = bytes(data[:_MESSAGE])
+            if len(data) > _MESSAGE:
+                self._chunks.appendleft((channel, data[_MESSAGE:]))
+            self._size -= len(message)
             self._read += 1
             self._sending += 1
             self._dropping = False
             self._changed.notify_all()
-        return host_pb2.StdioData(channel=channel, data=bytes(data))
+        return host_pb2.StdioData(channel=channel, data=message)
 
     def drain(self, timeout: float) -> None:
         """Wait until the hosts have what was printed so far, at most timeout seconds."""

@@ -1,0 +1,198 @@
+"""Who started this process, and what follows from that before `import grpc`: stdout now belongs to the host."""
+
+import atexit
+import functools
+import gc
+import json
+import os
+import signal
+import sys
+from typing import NoReturn
+
+
+def _ignore_signals() -> None:
+    """Ignore Ctrl-C, which reaches host and plugin alike. Not by SIG_IGN, because children would inherit that.
+
+    And SIGPIPE, which comes when a host leaves in the middle: `python` ignores it, but not what cx_Freeze makes.
+    """
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+if "PLUGIN_MIN_PORT" in os.environ:  # as every host sets it
+    _ignore_signals()  # before the next import, which may be slow on a cold disk
+
+from goplugin import environment, log
+from goplugin.address import Address
+from goplugin.companion import Companion
+from goplugin.companion.host import is_orphan
+from goplugin.handshake import HandshakeConfig
+from goplugin.outputs import write_all
+from goplugin.state import DEBUG, STATE
+
+_STDERR = "GOPLUGIN_STDERR"  # by this variable a child knows the pipe to the companion
+
+gc_was_enabled = gc.isenabled()
+grpc_came_first = STATE.by_host and "grpc" in sys.modules
+
+
+def take_over() -> None:
+    """Take this process's output and its end into our hands, as a host expects of its plugin."""
+    STATE.by_host = True
+    _ignore_signals()
+    STATE.outputs.take()
+    atexit.register(_end_companion)  # first: exit handlers run in reverse order
+    atexit.register(_check_plugin)
+    log.take_over()
+    if is_orphan():
+        log.exit_with("The process that started this plugin ended before `import goplugin`: import goplugin first.")
+    try:
+        STATE.settings = environment.parse(STATE.variables)
+    except ValueError as error:
+        log.exit_with(f"This plugin cannot start: {error}")
+    start_companion()  # which makes the certificate while we import the rest
+
+
+def start_companion() -> None:
+    """Start the companion. Exits if the system refuses. With --debug, output stays as it is."""
+    try:
+        STATE.companion = companion = Companion(STATE)
+    except OSError as error:
+        log.exit_with(f"This plugin cannot start its companion process: {error}")
+    os.register_at_fork(after_in_child=_leave_to_parent)
+    if STATE.by_host:
+        STATE.outputs.send_stderr_to(companion.stderr, companion.mark, companion_died)
+        os.environ[_STDERR] = STATE.outputs.name()
+    os.close(companion.stderr)
+
+
+def companion_died() -> str:
+    """Say so, once; return the reason to leave. Before there is a goplugin.Plugin, leave: nobody else would."""
+    companion, reason = STATE.companion, "the companion process died"
+    if not companion.died:
+        companion.died = True
+        companion.remove_folder()
+        if STATE.by_host:
+            log.send_to(log.HclogHandler(functools.partial(write_all, STATE.outputs.host_stderr)))
+        log.get_logger("goplugin").error("%s; the connection to the host is lost: the plugin leaves", reason)
+        STATE.outputs.tell_host(reason)
+    if not STATE.plugin:
+        os._exit(1)
+    return reason
+
+
+def release() -> None:
+    """Give everything back: this process is not a plugin, though a host above it has left its variables to it."""
+    if STATE.companion and not STATE.plugin and not STATE.is_child():
+        STATE.by_host = False
+        STATE.outputs.give_back()
+        log.give_back()
+        atexit.unregister(_end_companion)
+        atexit.unregister(_check_plugin)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        del os.environ[_STDERR]
+        STATE.companion.reap()
+        STATE.companion.end()
+        STATE.companion.close()
+        STATE.companion = None
+
+
+def started_by_host(config: HandshakeConfig, usage: str | None) -> bool:
+    """Whether a host started this process; False if a person did, with --debug. Exits if neither is so."""
+    key, value = config.magic_cookie_key, config.magic_cookie_value
+    found = os.environ.get(key)
+    if found == value and (STATE.by_host or DEBUG not in sys.argv):
+        del os.environ[key]  # a child must not take itself for the plugin
+        if not STATE.by_host:  # a person, who sets the cookie alone to see the line
+            take_over()
+        return True
+    if DEBUG in sys.argv and not STATE.by_host:
+        return False
+    if STATE.variables:
+        log.exit_with(
+            f"This plugin and its host do not fit: HANDSHAKE expects {key}={value} in the environment, but"
+            f" {key} is {'not set' if found is None else repr(found)}."
+            " Copy magic_cookie_key and magic_cookie_value from the host's source or documentation."
+        )
+    return _exit_by_hand(key, usage)
+
+
+def _exit_by_hand(key: str, usage: str | None) -> NoReturn:
+    options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    unknown = next((option for option in options if option not in ("-h", "--help")), "")
+    if unknown:
+        import difflib
+
+        guess = f" Did you mean {DEBUG}?" if difflib.get_close_matches(unknown, [DEBUG]) else ""
+        log.exit_with(f"Unknown option {unknown}.{guess} Started by hand, this plugin knows {DEBUG} [NAME].")
+    log.exit_with(
+        "This is a go-plugin plugin; its host starts it.\n"
+        f"Started by hand ({key} is not set as that host sets it) it does nothing, but\n"
+        f"with {DEBUG} it waits for a host to attach.\n"
+        f"\n{(usage or '').strip()}"
+    )
+
+
+def reattach_config(version: int, address: Address) -> str:
+    """Return what a host needs to attach to this process: JSON in the form of Terraform's TF_REATTACH_PROVIDERS."""
+    after = sys.argv[sys.argv.index(DEBUG) + 1 :]
+    config = {
+        "Protocol": "grpc",
+        "ProtocolVersion": version,
+        "Pid": os.getpid(),
+        # The host must not end the plugin, and Terraform must take ProtocolVersion for what it is.
+        "Test": True,
+        "Addr": {"Network": address.network, "String": address.address},
+    }
+    name = after[0] if after else os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return json.dumps({name: config}, separators=(",", ":"))
+
+
+def _check_plugin() -> None:
+    """At exit: the script may have forgotten goplugin.Plugin."""
+    if not (STATE.plugin or STATE.failed or STATE.outputs.exit_text or STATE.is_child()):
+        message = "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?"
+        log.get_logger("goplugin").error("%s", message)
+        STATE.outputs.tell_host(message)
+
+
+def _end_companion() -> None:
+    if STATE.companion and not STATE.is_child():
+        STATE.companion.end()
+
+
+def _leave_to_parent() -> None:
+    """In a child by fork without exec: output, the companion and the host's connections are the plugin's."""
+    _register_worker()
+    if STATE.companion:
+        STATE.outputs.leave_to_parent()
+        STATE.companion.close()
+        STATE.companion = None
+        if STATE.plugin:
+            STATE.plugin.leave_to_parent()
+
+
+def _register_worker() -> None:
+    """If multiprocessing is to start this process or a child by fork, let that end with the plugin."""
+    if util := sys.modules.get("multiprocessing.util"):
+        util.register_after_fork(STATE, lambda state: state.outputs.announce_worker())
+
+
+if not STATE.by_host and STATE.outputs.join(os.environ.get(_STDERR, "")):
+    # A child of a plugin, such as a worker of multiprocessing: it logs as the plugin does, and ends with it.
+    log.take_over()
+    log.set_up()
+    if "--multiprocessing-fork" in sys.orig_argv:  # by spawn
+        STATE.outputs.announce_worker()
+    else:  # by forkserver, which runs what is registered
+        _register_worker()
+    os.register_at_fork(after_in_child=_register_worker)
+
+if STATE.by_host:
+    # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
+    gc.disable()
+    take_over()
+
+# The plugin's code may fork without further ado; grpc's own support for that can crash the child, and logs each one.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -1,0 +1,56 @@
+"""What pygrpc-native needs, a faster server with grpcio's API (see docs/guide.md). Nothing else here knows it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from goplugin import log
+from goplugin.calls import ALWAYS, CallsBase
+from goplugin.state import STATE
+
+_log = log.get_logger("goplugin")
+
+
+def adapt(server: Any, calls: CallsBase) -> None:
+    """Prepare a server of that library; leave others alone."""
+    library = type(server).__module__.split(".")[0]
+    if library == "grpc":
+        return
+    _log.debug("goplugin serves with %s", library)
+    start = server.start
+
+    def start_in_folder() -> None:
+        with _temporary_folder():
+            start()
+
+    def warn(handler_call_details: Any, handler: Any) -> None:
+        """Log that grpcio makes the call, though the library could: it passes on what it cannot do itself."""
+        method = handler_call_details.method
+        by_grpcio = type(handler_call_details).__module__.startswith("grpc.")
+        if by_grpcio and not handler.request_streaming and not method.startswith((*ALWAYS, "/plugin.")):
+            _log.warning(
+                "%s gains nothing from %s: generate its code anew, by grpcio-tools 1.64 or newer (make protos)",
+                method,
+                library,
+            )
+
+    server.start, calls.on_method = start_in_folder, warn
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[None]:
+    """Have the library's temporary files go with the companion's, however the plugin ends."""
+    folder = ""
+    with contextlib.suppress(OSError, ValueError):  # the companion has no folder
+        folder = os.path.dirname(STATE.companion.path()) if STATE.companion else ""
+    if not folder or len(folder) > 60:  # the library's socket must fit behind it
+        yield
+        return
+    import tempfile
+
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

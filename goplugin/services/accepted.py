@@ -1,0 +1,77 @@
+"""What the plugin serves under an id of the broker's; mirrors AcceptAndServe in go-plugin's grpc_broker.go."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from goplugin import log
+from goplugin.address import Address
+from goplugin.services.knocks import TIMEOUT
+from goplugin.transport import Transport
+
+_log = log.get_logger("goplugin.broker")
+
+
+class AcceptedBase:
+    """What Accepted and goplugin.aio's Accepted share."""
+
+    def __init__(self, broker: Any, transport: Transport, service_id: int) -> None:
+        self.service_id = service_id
+        self._broker, self._transport = broker, transport
+        self._server: Any = None
+        self._address: Address | None = None
+        self._called = False
+
+    def listen(self, server: Any, stoppable: Any) -> Address:
+        """Bind the server, and return where the host finds it. OSError or ValueError if it cannot listen.
+
+        stoppable: whose stop(None), called in any thread, stops the server.
+        """
+        self._address = self._transport.listen(server)
+        self._server = stoppable
+        self._broker.call_later(self._check_called)
+        return self._address
+
+    def note_call(self) -> None:
+        """Note that the host has called something."""
+        self._called = True
+
+    def _check_called(self) -> None:
+        if self._server and not self._called:
+            _log.warning("the plugin serves id %d, and the host called nothing within %g s", self.service_id, TIMEOUT)
+
+    def stop(self) -> Any:
+        """Stop serving, and cancel calls in flight. Return what the server has returned for that."""
+        self._broker.forget(self)
+        server, self._server = self._server, None
+        address, self._address = self._address, None
+        stopped = server.stop(None) if server else None
+        if address:
+            self._transport.close(address)
+        return stopped
+
+
+class Accepted(AcceptedBase, contextlib.AbstractContextManager["Accepted"]):
+    """A server under an id. Close it when the host does not need it any more, or use it in a `with`."""
+
+    def close(self) -> None:
+        """Stop serving, and cancel calls in flight. A second call does nothing."""
+        self.stop()
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close it."""
+        self.close()
+
+
+class FirstCall(grpc.ServerInterceptor):
+    """Tells when the host has called something."""
+
+    def __init__(self, called: Callable[[], None]) -> None:
+        self._called = called
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Tell it, and change nothing."""
+        self._called()
+        return continuation(handler_call_details)

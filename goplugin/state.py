@@ -1,0 +1,41 @@
+"""What is known of this process: one object, made when goplugin is imported and handed on."""
+
+import os
+import sys
+from typing import Any
+
+from goplugin import environment
+from goplugin.environment import Environment
+from goplugin.outputs import Outputs
+
+DEBUG = "--debug"  # the argument by which a person starts the plugin and lets hosts attach
+
+
+class State:
+    """A plugin that a host started, one that a person started with --debug, a child of a plugin, or none of these.
+
+    variables: the host's, taken out of the environment. settings: the same, parsed.
+    by_host: a host started this process. A person may set variables too, to choose a version with --debug, say; but
+        every host sets PLUGIN_MIN_PORT.
+    pid, parent: of this process, and of the one that started it. Children by fork have the plugin's.
+    companion: the process beside this one; None with --debug and in other processes than plugins.
+    plugin: the one goplugin.Plugin of this process.
+    failed: an exception, or sys.exit("text"), ended main() and was logged.
+    """
+
+    def __init__(self) -> None:
+        self.variables = environment.take(os.environ)
+        self.by_host = "PLUGIN_MIN_PORT" in self.variables or (bool(self.variables) and DEBUG not in sys.argv)
+        self.settings = Environment()
+        self.pid, self.parent = os.getpid(), os.getppid()
+        self.outputs = Outputs()
+        self.companion: Any = None
+        self.plugin: Any = None
+        self.failed = False
+
+    def is_child(self) -> bool:
+        """Whether this is a child of the plugin, made by fork."""
+        return os.getpid() != self.pid
+
+
+STATE = State()

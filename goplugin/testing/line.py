@@ -1,0 +1,40 @@
+"""The handshake line, as a host reads it."""
+
+import base64
+from typing import NamedTuple
+
+from goplugin.address import Address
+from goplugin.handshake import CORE_PROTOCOL_VERSION
+
+_UNRECOGNIZED = (
+    "Unrecognized remote plugin message: {!r} (a host says the same): the first line on the plugin's stdout must be the"
+    " handshake line, such as 1|1|tcp|127.0.0.1:PORT|grpc"
+)
+
+
+class Handshake(NamedTuple):
+    """The handshake line. server_cert: DER, under AutoMTLS; else empty."""
+
+    version: int
+    address: Address
+    server_cert: bytes
+
+
+def parse_handshake(line: str) -> Handshake:
+    """Parse the line as Start in client.go does. ValueError, with what a host would say, if it is not one."""
+    fields = line.strip().split("|")
+    if len(fields) < 4:
+        raise ValueError(_UNRECOGNIZED.format(line))
+    core, version, network, address, protocol, server_cert, *_ = [*fields, "netrpc", "", ""][: max(6, len(fields))]
+    if core != str(CORE_PROTOCOL_VERSION):
+        raise ValueError(f"Incompatible core API version with plugin. Plugin version: {core}, Core version: 1")
+    if not version.isdecimal():
+        raise ValueError(f"Error parsing protocol version {version!r}: it must be a number")
+    if network not in ("tcp", "unix"):
+        raise ValueError(f"Unknown address type: {network}")
+    if protocol != "grpc":
+        raise ValueError(f"The plugin speaks {protocol!r}; this host speaks grpc alone")
+    if server_cert and len(server_cert) <= 50:
+        server_cert = ""  # as client.go does, which takes it for something else
+    padded = server_cert + "=" * (-len(server_cert) % 4)
+    return Handshake(int(version), Address(network, address), base64.b64decode(padded, validate=True))

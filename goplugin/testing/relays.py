@@ -1,0 +1,89 @@
+"""The host's side of TLS, for goplugin.testing."""
+
+import contextlib
+import itertools
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from goplugin.companion.loop import READ, Loop
+from goplugin.companion.relays import Relays
+from goplugin.companion.tls import Contexts
+from goplugin.environment import Environment
+
+
+class RelayThread:
+    """TLS under AutoMTLS as the companion does it, in a thread: a test has threads already, and must not fork.
+
+    It has those methods of Companion that ByCompanion uses.
+    """
+
+    def __init__(self, contexts: Contexts, environment: Environment, folder: str) -> None:
+        """folder: for sockets; the caller removes it."""
+        self._loop, self._folder, self._paths = Loop(), folder, itertools.count()
+        self._relays = Relays(self._loop, contexts, environment, self.path, None)
+        self._commands: dict[str, Callable[..., Any]] = {
+            "listen": self._relays.listen,
+            "dial": self._relays.dial,
+            "close": self._relays.close,
+        }
+        self._asked = queue.SimpleQueue[tuple[Future[Any], str, tuple[str, ...]]]()
+        self._wake, self._woken = socket.socketpair()
+        self._loop.watch(self._woken, READ, self._run_command)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="goplugin-relays", daemon=True)
+        self._thread.start()
+
+    def server_cert(self) -> str:
+        """Return "": a host prints no handshake line."""
+        return ""
+
+    def ask(self, command: str, *arguments: str) -> Any:
+        """Give a command and return the reply, or raise what it raises."""
+        return self._give(command, *arguments).result()
+
+    def tell(self, command: str, *arguments: str) -> None:
+        """Give a command that has no reply."""
+        with contextlib.suppress(OSError):  # closed
+            self._give(command, *arguments)
+
+    def close(self) -> None:
+        """End the connections, which their other ends have left, and the thread."""
+        if not self._closed:
+            self._closed = True
+            self._wake.close()
+            self._thread.join()
+
+    def _give(self, command: str, *arguments: str) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self._asked.put((future, command, arguments))
+        self._wake.sendall(b".")
+        return future
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._loop.run_once()
+        self._loop.forget(self._woken)
+        self._woken.close()
+        self._relays.close_all()
+        end = time.monotonic() + 1
+        while self._loop.is_watching() and time.monotonic() < end:  # connections, which both other ends have left
+            self._loop.run_once(0.1)
+
+    def _run_command(self, events: int) -> None:
+        if not self._woken.recv(1):
+            return  # close
+        future, command, arguments = self._asked.get()
+        try:
+            future.set_result(self._commands[command](*arguments))
+        except (OSError, ValueError) as error:
+            future.set_exception(error)
+
+    def path(self) -> str:
+        """Return a path for a Unix socket."""
+        return os.path.join(self._folder, str(next(self._paths)))
