@@ -8,9 +8,9 @@ A Go host runs it; with go-plugin's own KV example as the host:
 """
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
-
 import os
-import re
+from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,38 +26,27 @@ class KVServicer(kv_pb2_grpc.KVServicer):
     """Keeps each value in the file kv_<key> of the working directory, as go-plugin's own KV plugins do."""
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
-        """Return the key's value; NOT_FOUND if it has none."""
         try:
-            with open(file_of(request.key, context), "rb") as file:
-                return kv_pb2.GetResponse(value=file.read())
+            return kv_pb2.GetResponse(value=self._file_of(request.key).read_bytes())
         except FileNotFoundError:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
     def Put(self, request: kv_pb2.PutRequest, context: grpc.ServicerContext) -> kv_pb2.Empty:
-        """Set the key's value."""
-        path, beside = file_of(request.key, context), f".kv_{os.urandom(8).hex()}"
+        beside = Path(f".kv_{os.urandom(8).hex()}")
         try:
-            with open(beside, "xb") as file:
-                file.write(request.value + b"\n\nWritten from plugin-python")
-            os.replace(beside, path)  # at once: if we are killed midway, the old value is still there
+            beside.write_bytes(request.value + b"\n\nWritten from plugin-python")
+            beside.replace(self._file_of(request.key))  # at once: if we are killed midway, the old value is still there
         finally:
-            if os.path.exists(beside):
-                os.remove(beside)
+            beside.unlink(missing_ok=True)
         return kv_pb2.Empty()
 
-
-def file_of(key: str, context: grpc.ServicerContext) -> str:
-    """Return the key's file: kv_<key>, with all but letters, digits, "_" and "-" as %XX; so it stays in the folder."""
-    name = "kv_" + re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), key)
-    if not key or len(name.encode()) > 255:  # what a file name can have
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the key is too long" if key else "the key is empty")
-    return name
+    def _file_of(self, key: str) -> Path:  # "/" becomes %2F, so it stays in the folder; "." %2E, so it is no module
+        return Path("kv_" + quote(key, safe="").replace(".", "%2E"))
 
 
 def main() -> None:
     """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
-
     # 1. Implement the service: KVServicer above. 2. Serve it.
     server = grpc.server(**plugin.server_arguments)
     kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)
@@ -67,8 +56,7 @@ def main() -> None:
     health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
-    # 4. Listen, and print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
-    #    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL
+    # 4. Print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
     print(plugin.listen(server), flush=True)
     plugin.wait()
 

@@ -7,8 +7,7 @@ are short enough, and the companion puts it together again:
     MARK " " NAME " " ("+" if more follows, "." if it ends here) PIECE "\n"
 
 MARK ends with a random token. The plugin and its children know it; text that merely passes through them does not.
-NAME is the same in all frames of a record. PIECE is ASCII without control characters. A frame of the name "worker"
-holds the pid of a process that must end with the plugin.
+NAME is the same in all frames of a record. PIECE is ASCII without control characters.
 """
 
 import itertools
@@ -48,7 +47,6 @@ class Decoder:
         self._mark = mark + b" "
         self._rest = b""  # the beginning of a line
         self._records: dict[bytes, bytearray] = {}  # begun, by name
-        self.workers: list[int] = []  # pids that were announced; the caller takes them out
 
     def decode(self, data: bytes) -> bytes:
         """Return the lines, each with its end, that are complete with this data. A record is a line of its own.
@@ -81,9 +79,6 @@ class Decoder:
 
     def _record(self, frame: bytes) -> list[bytes]:
         name, _, piece = frame.partition(b" ")
-        if name == b"worker" and piece.isdigit() and len(piece) < 10:
-            self.workers.append(int(piece))
-            return []
         record = self._records.pop(name, bytearray())
         record += piece[1:]
         if piece[:1] != b"+" or len(record) > LINE_LIMIT:  # none of ours is longer

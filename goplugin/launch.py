@@ -1,13 +1,16 @@
 """Who started this process, and what follows from that before `import grpc`: stdout now belongs to the host."""
 
 import atexit
+import fcntl
 import functools
 import gc
 import json
 import os
 import signal
 import sys
-from typing import NoReturn
+import threading
+import time
+from typing import Any, NoReturn
 
 
 def _ignore_signals() -> None:
@@ -174,19 +177,33 @@ def _leave_to_parent() -> None:
 
 
 def _register_worker() -> None:
-    """If multiprocessing is to start this process or a child by fork, let that end with the plugin."""
-    if util := sys.modules.get("multiprocessing.util"):
-        util.register_after_fork(STATE, lambda state: state.outputs.announce_worker())
+    """If multiprocessing has started this process, or child processes of it, have those end with their parent."""
+    if sys.platform != "linux":  # there, SIGIO is ignored by default
+        signal.signal(signal.SIGIO, lambda signum, frame: os._exit(1))
+    if "--multiprocessing-fork" in sys.orig_argv and not STATE.is_child():  # by spawn, which calls nothing
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    elif util := sys.modules.get("multiprocessing.util"):
+        util.register_after_fork(STATE, _end_with_parent)
+
+
+def _end_with_parent(*_: object) -> None:
+    """Have the system end this process by SIGIO when its parent has ended, whatever C code it runs."""
+    import multiprocessing
+
+    parent: Any = None
+    while not (parent := multiprocessing.parent_process()):
+        time.sleep(0.01)  # still unpickling
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if not parent.is_alive():
+        os._exit(1)
 
 
 if not STATE.by_host and STATE.outputs.join(os.environ.get(_STDERR, "")):
-    # A child of a plugin, such as a worker of multiprocessing: it logs as the plugin does, and ends with it.
+    # A child of a plugin, such as a worker of multiprocessing: it logs as the plugin does.
     log.take_over()
     log.set_up()
-    if "--multiprocessing-fork" in sys.orig_argv:  # by spawn
-        STATE.outputs.announce_worker()
-    else:  # by forkserver, which runs what is registered
-        _register_worker()
+    _register_worker()
     os.register_at_fork(after_in_child=_register_worker)
 
 if STATE.by_host:

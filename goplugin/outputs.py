@@ -91,13 +91,6 @@ class Outputs:
         for stream in self._streams:
             stream.binary.redirected = write
 
-    def announce_worker(self) -> None:
-        """Have the companion end this process when the plugin ends."""
-        try:
-            write_all(STDERR, b"%b worker %d\n" % (self.mark, os.getpid()))
-        except BrokenPipeError:
-            os._exit(1)  # plugin and companion have ended already
-
     def name(self) -> str:
         """Return what tells children the pipe that stderr leads to, and the token of the mark: for `join`."""
         return f"{_identity(STDERR)}:{frames.token(self.mark)}"

@@ -284,6 +284,6 @@ class World:
             process.kill()
         for folder in self.temporary.glob("pymp-*"):  # multiprocessing's own, which it leaves when it is killed
             shutil.rmtree(folder)
-        assert not left, "processes outlived the test"
+        assert not left, f"processes outlived the test: {left}"
         files = [file.name for file in self.temporary.iterdir()]
         assert not files, f"files outlived the test: {files}"

@@ -40,8 +40,9 @@ def is_served(handshake_line: str) -> bool:
     """Whether a caller without TLS, and without multiplexing, is served where the line says."""
     with grpc.insecure_channel(handshake_line.split("|")[3]) as channel:
         request = health_pb2.HealthCheckRequest(service="plugin")
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=1)
+            answer = stub.Check(request, timeout=1)
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -11,9 +11,9 @@ import goplugin.aio  # first: from here on only the handshake line reaches the s
 
 import asyncio
 import os
-import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -36,25 +36,20 @@ class KVServicer(kv_pb2_grpc.KVServicer):
 
     async def Get(self, request: kv_pb2.GetRequest, context: Context) -> kv_pb2.GetResponse:
         """Return the key's value; NOT_FOUND if it has none."""
-        path = await file_of(request.key, context)
         try:
-            return kv_pb2.GetResponse(value=await asyncio.to_thread(path.read_bytes))
+            return kv_pb2.GetResponse(value=await asyncio.to_thread(file_of(request.key).read_bytes))
         except FileNotFoundError:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
     async def Put(self, request: kv_pb2.PutRequest, context: Context) -> kv_pb2.Empty:
         """Set the key's value."""
-        path = await file_of(request.key, context)
-        await asyncio.to_thread(write, path, request.value + b"\n\nWritten from plugin-python")
+        await asyncio.to_thread(write, file_of(request.key), request.value + b"\n\nWritten from plugin-python")
         return kv_pb2.Empty()
 
 
-async def file_of(key: str, context: Context) -> Path:
-    """Return the key's file: kv_<key>, with all but letters, digits, "_" and "-" as %XX; so it stays in the folder."""
-    name = "kv_" + re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), key)
-    if not key or len(name.encode()) > 255:  # what a file name can have
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the key is too long" if key else "the key is empty")
-    return Path(name)
+def file_of(key: str) -> Path:
+    """Return the key's file. With "/" as %2F it stays in the folder; with "." as %2E it is none of Python's."""
+    return Path("kv_" + quote(key, safe="").replace(".", "%2E"))
 
 
 def write(path: Path, value: bytes) -> None:
@@ -80,8 +75,7 @@ async def main() -> None:
     await health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
-    # 4. Listen, and print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
-    #    CORE-PROTOCOL-VERSION | APP-PROTOCOL-VERSION | NETWORK-TYPE | NETWORK-ADDR | PROTOCOL
+    # 4. Print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
     print(await plugin.listen(server), flush=True)
     await plugin.wait()
 

@@ -10,7 +10,6 @@ plugin's end of that closes, the plugin is gone. Over another one it tells the p
 import contextlib
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -21,14 +20,13 @@ from typing import Any
 from goplugin import frames, log, outputs
 from goplugin.address import PrivateFolder
 from goplugin.companion import LAST_WORDS
-from goplugin.companion.host import HostWatch, open_process
+from goplugin.companion.host import HostWatch
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.environment import Environment
 
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
 
 _MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which our own records are dropped
-_MOST_WORKERS = 1000
 
 _log = log.get_logger("goplugin.companion")
 
@@ -57,9 +55,6 @@ class Process:
         self._plugin_left = False
         self._stderr_ended = False
         self._lines = frames.Decoder(mark)
-        self._workers: dict[int, int] = {}  # their pidfds, by pid; -1 where there is no such thing
-        # Each needs a descriptor. Others must be left for connections.
-        self._most_workers = min(_MOST_WORKERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._to_host = b""  # lines that the host has not taken yet
         self._leaves_with_host = True
         self._relays: Any = None  # for AutoMTLS and multiplexing, imported only then
@@ -91,7 +86,6 @@ class Process:
             if self._folder:
                 self._folder.remove()
         self._last_words()
-        self._kill_workers()
 
     def _on_host_gone(self, reason: str) -> None:
         if self._leaves_with_host:
@@ -121,34 +115,7 @@ class Process:
             self._stderr_ended = True
             self._loop.forget(self._stderr)
         self._pass_on(self._lines.decode(data))
-        while self._lines.workers:
-            self._add_worker(self._lines.workers.pop())
         return bool(data)
-
-    def _add_worker(self, pid: int) -> None:
-        """A child of multiprocessing: nobody else ends it if the plugin is killed."""
-        if pid in self._workers or len(self._workers) >= self._most_workers:
-            return
-        pidfd = open_process(pid)  # first: then the pid stays its own
-        if not is_descendant(pid, self._plugin):
-            _close(pidfd)
-            return
-        self._workers[pid] = pidfd
-        if pidfd >= 0:
-            self._loop.watch(pidfd, READ, lambda events: self._forget_worker(pid))
-
-    def _forget_worker(self, pid: int) -> None:
-        pidfd = self._workers.pop(pid)
-        self._loop.forget(pidfd)
-        _close(pidfd)
-
-    def _kill_workers(self) -> None:
-        for pid, pidfd in self._workers.items():
-            with contextlib.suppress(OSError):
-                if pidfd >= 0:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                elif os.getpgid(pid) == os.getpgrp():  # else the pid is another process's by now
-                    os.kill(pid, signal.SIGKILL)
 
     def _pass_on(self, lines: bytes) -> None:
         if lines and not self._to_host:
@@ -254,33 +221,3 @@ class Process:
             self._folder = None
         self._folder = self._folder or PrivateFolder()
         return self._folder.path
-
-
-def is_descendant(pid: int, ancestor: int) -> bool:
-    """Whether the one process is a child of the other, or a child of such a child, and so on."""
-    parents: dict[int, int] = {}
-    for _ in range(100):
-        if pid <= 1:
-            return False
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
-        except OSError:
-            parents = parents or _all_parents()
-            pid = parents.get(pid, 0)
-        if pid == ancestor:
-            return True
-    return False
-
-
-def _all_parents() -> dict[int, int]:
-    """Return the parent of each process, by pid: as `ps` says it, where there is no /proc."""
-    import subprocess
-
-    said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, check=False).stdout
-    return {int(pid): int(parent) for pid, parent in map(bytes.split, said.splitlines())}
-
-
-def _close(descriptor: int) -> None:
-    if descriptor >= 0:
-        os.close(descriptor)
