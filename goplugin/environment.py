@@ -4,15 +4,7 @@ import re
 from collections.abc import MutableMapping
 from typing import NamedTuple
 
-_NAMES = (
-    "PLUGIN_MIN_PORT",
-    "PLUGIN_MAX_PORT",
-    "PLUGIN_PROTOCOL_VERSIONS",
-    "PLUGIN_CLIENT_CERT",
-    "PLUGIN_MULTIPLEX_GRPC",
-    "PLUGIN_UNIX_SOCKET_DIR",
-    "PLUGIN_UNIX_SOCKET_GROUP",
-)
+_NAMES = "PLUGIN_(MIN_PORT|MAX_PORT|PROTOCOL_VERSIONS|CLIENT_CERT|MULTIPLEX_GRPC|UNIX_SOCKET_DIR|UNIX_SOCKET_GROUP)"
 
 
 class Environment(NamedTuple):
@@ -40,7 +32,7 @@ def take(environ: MutableMapping[str, str]) -> dict[str, str]:
 
     They are meant for this process only: a child that imports goplugin must not take itself for the plugin.
     """
-    return {name: environ.pop(name) for name in _NAMES if name in environ}
+    return {name: environ.pop(name) for name in list(environ) if re.fullmatch(_NAMES, name)}
 
 
 def parse(variables: dict[str, str]) -> Environment:

@@ -17,7 +17,6 @@ def adapt(server: Any, calls: CallsBase) -> None:
     library = type(server).__module__.split(".")[0]
     if library == "grpc":
         return
-    _log.debug("goplugin serves with %s", library)
     start = server.start
 
     def start_in_folder() -> None:

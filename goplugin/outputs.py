@@ -40,7 +40,6 @@ class Outputs:
         self._handshake = b""  # the line that step 4 has still to print
         self._after_handshake: Write | None = None
         self._companion_died: Callable[[], object] | None = None
-        self._watched: Any = None
         self._streams: list[_TextStream] = []
         self._before: tuple[Any, Any] = (sys.stdout, sys.stderr)
 
@@ -120,9 +119,7 @@ class Outputs:
     def expect_handshake(self, line: str, then: Write) -> None:
         """Pass this line on to the host's stdout when it is printed, and all that is printed after it to `then`."""
         self._handshake, self._after_handshake = line.encode(), then
-        if self.host_stdout < 0:  # --debug
-            # Kept, because print() uses it further after it has gone from sys.stdout.
-            self._watched = sys.stdout = _Watched(self, sys.stdout, line)
+        self.handshake_printed = self.host_stdout < 0  # with --debug a person sees whether it is
 
     def tell_host(self, reason: str) -> None:
         """Write one line to the host's stdout instead of the handshake line: the host quotes it in its own error."""
@@ -199,22 +196,6 @@ def write_all(fd: int, data: bytes) -> None:
 def _identity(fd: int) -> str:
     status = os.fstat(fd)
     return f"{status.st_dev}:{status.st_ino}"
-
-
-class _Watched:
-    """A person's stdout, until the line has been printed there."""
-
-    def __init__(self, outputs: Outputs, stream: Any, line: str) -> None:
-        self._outputs, self._stream, self._line = outputs, stream, line
-
-    def write(self, text: str) -> int:
-        if self._line in text:
-            self._outputs.handshake_printed = True
-            sys.stdout = self._stream
-        return int(self._stream.write(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class _BinaryStream(io.RawIOBase):

@@ -37,9 +37,3 @@ def test_a_missing_key_is_named(client: goplugin.testing.Client) -> None:
         kv_pb2_grpc.KVStub(client.channel).Get(kv_pb2.GetRequest(key="nobody"))
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
     assert raised.value.details() == "no such key: 'nobody'"
-
-
-def test_an_empty_key_is_refused(client: goplugin.testing.Client) -> None:
-    with pytest.raises(grpc.RpcError) as raised:
-        kv_pb2_grpc.KVStub(client.channel).Put(kv_pb2.PutRequest(key="", value=b"world"))
-    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -22,7 +22,8 @@ LAST_WORDS = 1.0  # seconds that the host has to read what was written to stderr
 class Companion:
     """Starts the process and gives it commands. It ends when this process ends.
 
-    events: a socket on which it says its pid first, and later why the plugin should leave. It ends if it dies.
+    events: a socket on which it says its pid, its folder for sockets, and why the plugin should leave. It ends if the
+        process dies.
     mark: what frames on stderr begin with.
     """
 
@@ -104,11 +105,17 @@ class Companion:
             event, _, text = line.partition(" ")
             if event == "leave":
                 return text
-            self.pid = int(text)
+            if event == "pid":
+                self.pid = int(text)
+            else:
+                self._folder = text
         return ""
 
     def remove_folder(self) -> None:
         """Remove its folder for sockets, after it has died."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self.read_event()
         if self._folder:
             address.remove_folder(self._folder)
 
@@ -126,9 +133,7 @@ class Companion:
 
     def path(self) -> str:
         """Return a path for a Unix socket that only our user can reach. ValueError if that cannot be."""
-        path = str(self.ask("path"))
-        self._folder = os.path.dirname(path)
-        return path
+        return str(self.ask("path"))
 
     def ask(self, command: str, *arguments: str) -> Any:
         """Give a command and return the reply. ValueError if the companion could not do it, OSError if it is gone."""
@@ -178,7 +183,7 @@ def _run(state: State, mark: bytes, control: socket.socket, events: socket.socke
     from goplugin.companion.process import Process
 
     try:
-        Process(state.settings, state.pid, state.parent, mark, control, events, stderr).run()
+        Process(state, mark, control, events, stderr).run()
     except Exception:  # noqa: BLE001 whatever it is, it must reach the host's log
         log.send_to(log.HclogHandler(lambda record: outputs.write_all(outputs.STDERR, record)))
         log.get_logger("goplugin.companion").exception("the companion process failed")

@@ -10,39 +10,34 @@ from goplugin.companion.loop import ERROR_ONLY, READ, Loop
 _PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cannot tell of its end
 
 
-class HostWatch:
-    """The host is gone when the process that started the plugin is, or when nobody reads the plugin's stderr any more.
+def watch(loop: Loop, parent: int, stderr: int, gone: Callable[[str], None]) -> None:
+    """Call gone(reason) when the process that started the plugin is gone, and when nobody reads its stderr any more.
 
     Both count: a shell between host and plugin may outlive the host, and a pipe may be held by somebody else.
+    parent: the process that started the plugin. stderr: a descriptor of the host's, for this alone.
     """
 
-    def __init__(self, loop: Loop, parent: int, stderr: int, gone: Callable[[str], None]) -> None:
-        """parent: the process that started the plugin. stderr: the host's. gone(reason): called once."""
-        self._loop, self._parent, self._gone = loop, parent, gone
-        self._watched: list[int] = []
-        mode = os.fstat(stderr).st_mode
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # files, terminals and devices have no reader to lose
-            self._watch(stderr, ERROR_ONLY, "the host is gone")
-        pidfd = open_process(parent)
-        if pidfd >= 0:
-            self._watch(pidfd, READ, "the process that started this plugin is gone")
-        elif parent > 0:  # 0: it is outside of this container
-            loop.call_later(_PARENT_CHECK, self._look_at_parent)
+    def watch(fd: int, events: int, reason: str) -> None:
+        def on_event(_: int) -> None:
+            loop.forget(fd)
+            gone(reason)
 
-    def _watch(self, fd: int, events: int, reason: str) -> None:
-        self._watched.append(fd)
-        self._loop.watch(fd, events, lambda _: self._say(reason))
+        loop.watch(fd, events, on_event)
 
-    def _look_at_parent(self) -> None:
-        if _has_ended(self._parent):
-            self._say("the process that started this plugin is gone")
+    def look_at_parent() -> None:
+        if _has_ended(parent):
+            gone("the process that started this plugin is gone")
         else:
-            self._loop.call_later(_PARENT_CHECK, self._look_at_parent)
+            loop.call_later(_PARENT_CHECK, look_at_parent)
 
-    def _say(self, reason: str) -> None:
-        for fd in self._watched:
-            self._loop.forget(fd)
-        self._gone(reason)
+    mode = os.fstat(stderr).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # files, terminals and devices have no reader to lose
+        watch(stderr, ERROR_ONLY, "the host is gone")
+    try:
+        watch(os.pidfd_open(parent), READ, "the process that started this plugin is gone")
+    except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox; or it has ended already
+        if parent > 0:  # 0: it is outside of this container
+            look_at_parent()
 
 
 def _has_ended(pid: int) -> bool:
@@ -66,11 +61,3 @@ def is_orphan() -> bool:
         return os.getppid() == 1 and os.getsid(0) not in (os.getsid(1), os.getpid())
     except (AttributeError, OSError):  # Windows; a system that keeps sessions of others secret
         return False
-
-
-def open_process(pid: int) -> int:
-    """Return a file descriptor that is readable once the process has ended; -1 where there is no such thing."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox; or it has ended already
-        return -1

@@ -19,10 +19,9 @@ from typing import Any
 
 from goplugin import frames, log, outputs
 from goplugin.address import PrivateFolder
-from goplugin.companion import LAST_WORDS
-from goplugin.companion.host import HostWatch
+from goplugin.companion import LAST_WORDS, host
 from goplugin.companion.loop import READ, WRITE, Loop
-from goplugin.environment import Environment
+from goplugin.state import State
 
 PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
 
@@ -34,21 +33,12 @@ _log = log.get_logger("goplugin.companion")
 class Process:
     """The companion; `run` returns when the plugin is gone and nothing is left to do."""
 
-    def __init__(
-        self,
-        environment: Environment,
-        plugin: int,
-        parent: int,
-        mark: bytes,
-        control: socket.socket,
-        events: socket.socket,
-        stderr: int,
-    ) -> None:
-        """plugin, parent: pids of the plugin, and of what started it. mark: what frames begin with.
+    def __init__(self, state: State, mark: bytes, control: socket.socket, events: socket.socket, stderr: int) -> None:
+        """state: the plugin's, when it made us. mark: what frames begin with.
 
         control, events: to the plugin. stderr: the pipe that it writes to. Our file descriptor 2 is the host's stderr.
         """
-        self._environment, self._plugin, self._parent = environment, plugin, parent
+        self._environment, self._plugin, self._parent = state.settings, state.pid, state.parent
         self._control, self._events, self._stderr = control, events, stderr
         self._loop = Loop()
         self._received = b""  # of commands
@@ -77,7 +67,7 @@ class Process:
                 self._folder.remove_left_behind()
             self._loop.watch(self._control, READ, lambda events: self._on_control())
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
-            HostWatch(self._loop, self._parent, os.dup(outputs.STDERR), self._on_host_gone)
+            host.watch(self._loop, self._parent, os.dup(outputs.STDERR), self._on_host_gone)
             while not self._plugin_left:
                 self._loop.run_once()
         finally:
@@ -89,6 +79,7 @@ class Process:
 
     def _on_host_gone(self, reason: str) -> None:
         if self._leaves_with_host:
+            self._leaves_with_host = False
             self._make_leave(reason)
 
     def _make_leave(self, reason: str) -> None:
@@ -219,5 +210,7 @@ class Process:
         if self._folder and not self._folder.is_there():  # a cleaner removed it
             self._folder.remove()
             self._folder = None
-        self._folder = self._folder or PrivateFolder()
+        if not self._folder:
+            self._folder = PrivateFolder()
+            self._tell_plugin(f"folder {self._folder.path}")
         return self._folder.path

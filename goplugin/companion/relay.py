@@ -52,7 +52,7 @@ class Relay:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # it has left; a Unix socket; a stream
                 host, port = self._outer.getpeername()
                 peer = f"{host}:{port}"
-            self._relays.refusals.log(peer, reason)
+            self._relays.log_refusal(peer, reason)
         self._close()
 
     def _on_outer(self, events: int) -> None:

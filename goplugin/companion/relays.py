@@ -26,6 +26,7 @@ HANDSHAKE_TIMEOUT = 10.0  # seconds
 MOST_HANDSHAKES = (
     256  # beyond these the oldest is refused: the host's own take milliseconds, a stranger's may never end
 )
+MOST_REFUSALS = 10  # of a minute that are logged
 _MOST_AT_ONCE = 256  # new connections taken before others have their turn
 
 _log = log.get_logger("goplugin.companion")
@@ -43,7 +44,7 @@ class Relays:
         """
         self.loop, self.contexts, self._path, self._ended = loop, contexts, path, ended
         self._environment = environment
-        self.refusals = Refusals(loop)
+        self._refused: list[float] = []  # when callers were, of those that were logged within the last minute
         self._handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         # A connection has two descriptors in the end. Those that strangers never finish must leave enough for others.
         self._most_handshakes = min(MOST_HANDSHAKES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
@@ -164,6 +165,15 @@ class Relays:
         """Note that this one has finished, or has been closed."""
         self._handshakes.pop(relay, None)
 
+    def log_refusal(self, peer: str, reason: str) -> None:
+        """Log it, but only some of many: everybody on this machine can call as often as he likes."""
+        now = time.monotonic()
+        self._refused = [before for before in self._refused if now - before < 60]
+        if len(self._refused) < MOST_REFUSALS:
+            self._refused.append(now)
+            rest = "; others of the next minute are not logged" if len(self._refused) == MOST_REFUSALS else ""
+            _log.warning("refused a caller from %s: %s%s", peer, reason, rest)
+
     def _expire(self) -> None:
         while self._handshakes:
             left = next(iter(self._handshakes.values())) - time.monotonic()
@@ -188,7 +198,11 @@ class Relays:
     def _accept_from(self, listener: socket.socket, address: str, accept: Callable[[socket.socket], object]) -> None:
         listener.setblocking(False)
         self._listeners[address] = listener
-        self.loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
+        self._listen(listener, accept)
+
+    def _listen(self, listener: socket.socket, accept: Callable[[socket.socket], object]) -> None:
+        if listener.fileno() >= 0:
+            self.loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
 
     def _accept(self, listener: socket.socket, accept: Callable[[socket.socket], object], events: int) -> None:
         """Take all connections that wait: a burst of strangers must not stand before the host's for long."""
@@ -201,37 +215,10 @@ class Relays:
                 return
             except OSError:  # no descriptor left, and nobody to refuse for it: look again soon
                 self.loop.forget(listener)
-                self.loop.call_later(0.1, functools.partial(self._accept_again, listener, accept))
+                self.loop.call_later(0.1, functools.partial(self._listen, listener, accept))
                 return
             try:
                 prepare(connection)
                 accept(connection)
             except OSError:  # the caller has left
                 connection.close()
-
-    def _accept_again(self, listener: socket.socket, accept: Callable[[socket.socket], object]) -> None:
-        if listener.fileno() >= 0:
-            self.loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
-
-
-class Refusals:
-    """Logs refused callers, a few of many: anybody on this machine can be one as often as he likes."""
-
-    MOST = 10  # in a period
-    PERIOD = 60.0  # seconds
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop, self._count = loop, 0
-
-    def log(self, peer: str, reason: str) -> None:
-        """Log it, or count it."""
-        if not self._count:
-            self._loop.call_later(self.PERIOD, self._summarize)
-        self._count += 1
-        if self._count <= self.MOST:
-            _log.warning("refused a caller from %s: %s", peer, reason)
-
-    def _summarize(self) -> None:
-        if self._count > self.MOST:
-            _log.warning("refused %d more callers within %g s", self._count - self.MOST, self.PERIOD)
-        self._count = 0
