@@ -4,22 +4,26 @@ Import it before anything else: if a host has started this process, stdout belon
 """
 
 import gc
+import os
 import sys
 
 if sys.version_info < (3, 10):
     sys.exit(f"This plugin needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
+if not hasattr(os, "fork"):
+    sys.exit("This plugin does not run on this system yet: its companion process is started by os.fork().")
 
-from goplugin import launch  # first: the rest imports grpc
+from goplugin import launch  # noqa: F401 first: the rest imports grpc
 from goplugin.companion.tls import TLSFiles
 from goplugin.handshake import HandshakeConfig
 from goplugin.log import HclogHandler
 from goplugin.plugin import Plugin
 from goplugin.services.accepted import Accepted
 from goplugin.services.broker import Broker
+from goplugin.state import STATE
 from goplugin.version import __version__
 from goplugin.workers import Workers
 
-if launch.gc_was_enabled:
+if STATE.gc_was_enabled:
     gc.enable()
 
 __all__ = ["Accepted", "Broker", "HandshakeConfig", "HclogHandler", "Plugin", "TLSFiles", "Workers", "__version__"]

@@ -36,9 +36,6 @@ from goplugin.state import DEBUG, STATE
 
 _STDERR = "GOPLUGIN_STDERR"  # by this variable a child knows the pipe to the companion
 
-gc_was_enabled = gc.isenabled()
-grpc_came_first = STATE.by_host and "grpc" in sys.modules
-
 
 def take_over() -> None:
     """Take this process's output and its end into our hands, as a host expects of its plugin."""
@@ -192,7 +189,7 @@ def _end_with_parent(*_: object) -> None:
 
     parent: Any = None
     while not (parent := multiprocessing.parent_process()):
-        time.sleep(0.01)  # still unpickling
+        time.sleep(0.001)  # still unpickling
     fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
     if not parent.is_alive():

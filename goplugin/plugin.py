@@ -88,7 +88,7 @@ class PluginBase:
             handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
             log.set_up(handler)
             STATE.settings = environment.parse(STATE.variables)
-        if launch.grpc_came_first:
+        if STATE.grpc_came_first:
             _log.error(
                 "grpc was imported before goplugin: what was printed until then may have broken the handshake;"
                 " write `import goplugin` above all other imports"

@@ -1,5 +1,6 @@
 """What is known of this process: one object, made when goplugin is imported and handed on."""
 
+import gc
 import os
 import sys
 from typing import Any
@@ -21,6 +22,7 @@ class State:
     companion: the process beside this one; None with --debug and in other processes than plugins.
     plugin: the one goplugin.Plugin of this process.
     failed: an exception, or sys.exit("text"), ended main() and was logged.
+    grpc_came_first: grpc was imported before goplugin. gc_was_enabled: before goplugin was imported.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,8 @@ class State:
         self.companion: Any = None
         self.plugin: Any = None
         self.failed = False
+        self.grpc_came_first = self.by_host and "grpc" in sys.modules
+        self.gc_was_enabled = gc.isenabled()
 
     def is_child(self) -> bool:
         """Whether this is a child of the plugin, made by fork."""

@@ -2,6 +2,8 @@
 
 import signal
 
+import probe
+import psutil
 import pytest
 from harness import PLUGINS, World, eventually
 from kv import get, put
@@ -40,3 +42,15 @@ def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     assert record["pid"] == int(pid)
     assert eventually(lambda: host.logged_now("ValueError: a worker fails"))
     assert host.ask("kill")["seconds"] < 4
+
+
+@pytest.mark.parametrize("way", ["fork", "forkserver"])
+def test_a_worker_whose_c_code_holds_the_gil(world: World, way: str) -> None:
+    """The system ends it: no Python code has to run for that."""
+    host = probe.start(world)
+    match = "re.match, args=('(a+)+$', 'a' * 40 + 'b')"
+    run = f"import multiprocessing, re\nprocess = multiprocessing.get_context({way!r}).Process(target={match})\n"
+    worker = psutil.Process(probe.do(host, "run", run + "process.start()\nresult = process.pid"))
+    assert eventually(lambda: worker.cpu_times().user > 0.6)
+    world.plugin().kill()
+    assert world.gone(3.5)

@@ -57,8 +57,7 @@ class Broker(BrokerBase):
         accepted = Accepted(self, self._transport, service_id)
         try:
             await asyncio.wrap_future(self._reserve(accepted))
-            interceptors = (_FirstCall(accepted.note_call), *self._server_arguments["interceptors"])
-            server = grpc.aio.server(**{**self._server_arguments, "interceptors": interceptors})
+            server = grpc.aio.server(**self._server_arguments)
             add_to_server(server)
             listening = asyncio.ensure_future(asyncio.to_thread(accepted.listen, server, Stoppable(server)))
             try:
@@ -111,12 +110,3 @@ class Stopped:
     def wait(self, timeout: float) -> bool:
         """Wait for that; whether it was so in time."""
         return bool(concurrent.futures.wait([self.future], timeout).done)
-
-
-class _FirstCall(grpc.aio.ServerInterceptor):
-    def __init__(self, called: Callable[[], None]) -> None:
-        self._called = called
-
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        self._called()
-        return await continuation(handler_call_details)

@@ -1,17 +1,10 @@
 """What the plugin serves under an id of the broker's; mirrors AcceptAndServe in go-plugin's grpc_broker.go."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
-import grpc
-
-from goplugin import log
 from goplugin.address import Address
-from goplugin.services.knocks import TIMEOUT
 from goplugin.transport import Transport
-
-_log = log.get_logger("goplugin.broker")
 
 
 class AcceptedBase:
@@ -22,7 +15,6 @@ class AcceptedBase:
         self._broker, self._transport = broker, transport
         self._server: Any = None
         self._address: Address | None = None
-        self._called = False
 
     def listen(self, server: Any, stoppable: Any) -> Address:
         """Bind the server, and return where the host finds it. OSError or ValueError if it cannot listen.
@@ -31,16 +23,7 @@ class AcceptedBase:
         """
         self._address = self._transport.listen(server)
         self._server = stoppable
-        self._broker.call_later(self._check_called)
         return self._address
-
-    def note_call(self) -> None:
-        """Note that the host has called something."""
-        self._called = True
-
-    def _check_called(self) -> None:
-        if self._server and not self._called:
-            _log.warning("the plugin serves id %d, and the host called nothing within %g s", self.service_id, TIMEOUT)
 
     def stop(self) -> Any:
         """Stop serving, and cancel calls in flight. Return what the server has returned for that."""
@@ -63,15 +46,3 @@ class Accepted(AcceptedBase, contextlib.AbstractContextManager["Accepted"]):
     def __exit__(self, *exc_info: object) -> None:
         """Close it."""
         self.close()
-
-
-class FirstCall(grpc.ServerInterceptor):
-    """Tells when the host has called something."""
-
-    def __init__(self, called: Callable[[], None]) -> None:
-        self._called = called
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Tell it, and change nothing."""
-        self._called()
-        return continuation(handler_call_details)

@@ -20,7 +20,7 @@ import grpc
 from goplugin import log
 from goplugin.address import Address
 from goplugin.services import host_pb2, host_pb2_grpc
-from goplugin.services.accepted import Accepted, AcceptedBase, FirstCall
+from goplugin.services.accepted import Accepted, AcceptedBase
 from goplugin.services.knocks import TIMEOUT, Knocks
 from goplugin.transport import Multiplexed, Transport
 
@@ -274,9 +274,7 @@ class Broker(BrokerBase):
         accepted = Accepted(self, self._transport, service_id)
         try:
             self._reserve(accepted).result()
-            first_call = FirstCall(accepted.note_call)
-            interceptors = (first_call, *self._server_arguments["interceptors"])
-            server = grpc.server(**{**self._server_arguments, "interceptors": interceptors})
+            server = grpc.server(**self._server_arguments)
             add_to_server(server)
             address = accepted.listen(server, server)
             server.start()

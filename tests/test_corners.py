@@ -1,4 +1,4 @@
-"""What a second look finds: odd hosts, odd environments, odd resolvers, and garbage that prints."""
+"""Corners: odd hosts, odd environments, odd resolvers, and garbage that prints."""
 
 import contextlib
 import errno
