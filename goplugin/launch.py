@@ -1,6 +1,7 @@
 """Who started this process, and what follows from that before `import grpc`: stdout now belongs to the host."""
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import gc
@@ -62,7 +63,8 @@ def start_companion() -> None:
         log.exit_with(f"This plugin cannot start its companion process: {error}")
     os.register_at_fork(after_in_child=_leave_to_parent)
     if STATE.by_host:
-        STATE.outputs.send_stderr_to(companion.stderr, companion.mark, companion_died)
+        died = lambda: companion.has_died() and companion_died()  # noqa: E731
+        STATE.outputs.send_stderr_to(companion.stderr, companion.mark, died)
         os.environ[_STDERR] = STATE.outputs.name()
     os.close(companion.stderr)
 
@@ -164,6 +166,7 @@ def _end_companion() -> None:
 
 def _leave_to_parent() -> None:
     """In a child by fork without exec: output, the companion and the host's connections are the plugin's."""
+    _close_sentinels()
     _register_worker()
     if STATE.companion:
         STATE.outputs.leave_to_parent()
@@ -173,10 +176,22 @@ def _leave_to_parent() -> None:
             STATE.plugin.leave_to_parent()
 
 
+def _close_sentinels() -> None:
+    """In a child by fork: let go of what tells the parent's other workers that it lives."""
+    process: Any = sys.modules.get("multiprocessing.process")
+    with contextlib.suppress(AttributeError, OSError):  # these parts of Python are private
+        while process and process._children:
+            worker = process._children.pop()
+            for fd in worker._popen.finalizer._args:
+                os.close(fd)
+            worker._popen.finalizer.cancel()  # it would close the numbers again, as other files
+
+
 def _register_worker() -> None:
     """If multiprocessing has started this process, or child processes of it, have those end with their parent."""
     if sys.platform != "linux":  # there, SIGIO is ignored by default
-        signal.signal(signal.SIGIO, lambda signum, frame: os._exit(1))
+        with contextlib.suppress(ValueError):  # this is not the main thread
+            signal.signal(signal.SIGIO, lambda signum, frame: os._exit(1))
     if "--multiprocessing-fork" in sys.orig_argv and not STATE.is_child():  # by spawn, which calls nothing
         threading.Thread(target=_end_with_parent, daemon=True).start()
     elif util := sys.modules.get("multiprocessing.util"):
@@ -201,7 +216,7 @@ if not STATE.by_host and STATE.outputs.join(os.environ.get(_STDERR, "")):
     log.take_over()
     log.set_up()
     _register_worker()
-    os.register_at_fork(after_in_child=_register_worker)
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 if STATE.by_host:
     # Nothing that is imported is garbage: looking for some would take a twentieth of the start.

@@ -110,6 +110,8 @@ class Lifetime:
         for fd, _ in ready:
             if fd == self._read:
                 numbers = os.read(self._read, 4096)
+                if not numbers:
+                    raise EOFError("its pipe is another file by now")
                 reason = next((self._signals[number] for number in numbers if number in self._signals), "")
             elif self._companion:
                 try:

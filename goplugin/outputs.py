@@ -107,9 +107,8 @@ class Outputs:
         try:
             write_all(STDERR, data)
         except BrokenPipeError:
-            if not self._companion_died:
+            if not (self._companion_died and self._companion_died()):
                 raise
-            self._companion_died()
 
     def write_record(self, record: bytes) -> None:
         """Write a log record, a line of ASCII, so that it arrives whole whatever else writes to stderr meanwhile."""
@@ -180,8 +179,11 @@ def _names(connection: socket.socket) -> Iterator[str]:
         for name in (connection.getsockname, connection.getpeername):
             with contextlib.suppress(OSError):  # it is not connected
                 said = name()
-                # grpc listens with IPv6 sockets, if there are any, at IPv4 addresses too.
-                yield said if isinstance(said, str) else f"{said[0].removeprefix('::ffff:')}:{said[1]}"
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    # grpc listens with IPv6 sockets, if there are any, at IPv4 addresses too.
+                    yield f"{said[0].removeprefix('::ffff:')}:{said[1]}"
+                else:
+                    yield str(said)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -11,7 +11,7 @@ from goplugin.environment import Environment
 class Plain:
     """No TLS: whoever can reach the address can call.
 
-    addresses: those that are, or were, listened at or dialled.
+    addresses: those that are listened at or dialled.
     dial_options: for grpc channels to what `dial` returns.
     """
 
@@ -55,9 +55,11 @@ class Plain:
     def close(self, address: Address) -> None:
         """Release an address that `listen` returned. Grpc has closed it; the file of a Unix socket stays."""
         address.remove()
+        self.addresses.discard(address)
 
     def close_dialled(self, address: Address) -> None:
         """Release an address that `dial` returned."""
+        self.addresses.discard(address)
 
 
 class ByCompanion:

@@ -1,6 +1,8 @@
 """Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
 
+import contextlib
 import signal
+import time
 
 import probe
 import psutil
@@ -42,6 +44,35 @@ def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     assert record["pid"] == int(pid)
     assert eventually(lambda: host.logged_now("ValueError: a worker fails"))
     assert host.ask("kill")["seconds"] < 4
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_workers_end_though_a_fork_lives(world: World, way: str) -> None:
+    """The fork has inherited what the workers know their parent by."""
+    host = probe.start(world)
+    code = f"""
+import multiprocessing, os, time
+workers = [multiprocessing.get_context({way!r}).Process(target=time.sleep, args=(3600,)) for _ in range(2)]
+for worker in workers: worker.start()
+pid = os.fork()
+if pid == 0:
+    os.closerange(0, 3)
+    time.sleep(20)
+    os._exit(0)
+result = [pid, *(worker.pid for worker in workers)]
+"""
+    forked, *workers = map(psutil.Process, probe.do(host, "run", code))
+    time.sleep(0.5)  # until the workers have begun
+    world.plugin().kill()
+    assert eventually(lambda: not any(is_alive(worker) for worker in workers), 5)
+    assert forked.is_running()
+    forked.kill()
 
 
 @pytest.mark.parametrize("way", ["fork", "forkserver"])

@@ -191,6 +191,8 @@ def test_records_without_an_end_cost_little(world: World, kind: str) -> None:
 
 FORK_WITH_A_SOCKET = """
 import os, socket, time
+abstract = socket.socket(socket.AF_UNIX)
+abstract.bind("\\0probe%d" % os.getpid())
 ours, theirs = socket.socketpair()
 pid = os.fork()
 if pid == 0:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import probe
@@ -40,6 +41,8 @@ def test_without_its_companion_the_plugin_does_not_start(world: World, says: str
     if world.auto_mtls:
         asked["PLUGIN_CLIENT_CERT"] = certificate_in(make_certificate(tmp_path, "host"))
     process = run(world, script=script, **asked)
+    world.companion()
+    time.sleep(0.5)  # by now it has made the certificate; the plugin knows its folder
     kill_companion(world)
     (world.folder / "go on").touch()
     _, err = process.communicate(timeout=10)
@@ -63,6 +66,7 @@ def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> 
 
 
 CLOSES = {
+    "an old habit, and opens others": "import os; os.closerange(3, 12); files = [open('/etc/hosts') for _ in range(9)]",
     "an old habit": "import os; os.closerange(3, 6)",
     "all pipes": """
 import os
@@ -145,3 +149,26 @@ def test_a_socket_that_cannot_be_removed_does_not_keep_the_plugin(world: World, 
     process.wait(4)
     assert world.gone(3)
     remove_sockets(world)
+
+
+CAPTURES = """
+import logging, os
+before = os.dup(2)
+read, write = os.pipe()
+os.dup2(write, 2)
+os.close(read), os.close(write)
+logging.error("into a pipe that nobody reads")
+os.dup2(before, 2)
+os.close(before)
+result = "it went on"
+"""
+
+
+def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
+    """Nobody reads it. But the companion is there: the plugin stays."""
+    host = probe.start(world)
+    assert probe.do(host, "run", CAPTURES, seconds=5) == "it went on"
+    probe.do(host, "log", [40, "and still logs", {}])
+    assert host.logged("and still logs", **{"@level": "error"})
+    assert not host.logged_now("the companion process died")
+    assert host.ask("kill")["seconds"] < 1.9

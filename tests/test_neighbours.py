@@ -102,6 +102,30 @@ def test_strangers_cannot_use_up_the_descriptors(world: World) -> None:
         assert [served(port, hosts) for _ in range(12)] == [True] * 12
 
 
+FLOOD = """
+import socket, sys
+print(flush=True)
+while True:
+    connections = [socket.socket() for _ in range(100)]
+    for connection in connections:
+        connection.setblocking(False)
+        connection.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    for connection in connections:
+        connection.close()
+"""
+
+
+def test_a_flood_of_strangers_does_not_push_the_host_out(world: World) -> None:
+    """They come and go, as many at once as may have unfinished handshakes, and more."""
+    _, port, hosts = for_a_host(world, "sh", "-c", FEW_DESCRIPTORS, sys.executable, world.kv_plugin)
+    flood = world.run(sys.executable, "-c", FLOOD, str(port))
+    line(flood)
+    try:
+        assert sum(served(port, hosts) for _ in range(12)) >= 10  # the system itself drops a few
+    finally:
+        flood.kill()
+
+
 def test_the_broker_works_while_strangers_use_up_the_descriptors(world: World) -> None:
     host = probe.start(world, cmd=["sh", "-c", FEW_DESCRIPTORS, sys.executable, str(PROBE)], **MTLS)
     with patient_strangers(port_in(host.ask("start")["address"]), 300):

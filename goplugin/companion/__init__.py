@@ -64,8 +64,8 @@ class Companion:
     def has_died(self) -> bool:
         """Whether it has ended already."""
         poll = select.poll()
-        poll.register(self._control, 0)
-        return bool(poll.poll(0))
+        poll.register(self._control, select.POLLHUP)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
     def reap(self) -> None:
         """Let go of the intermediate child of the double fork. Not done at once, since that costs a millisecond."""

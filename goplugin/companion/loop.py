@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 READ, WRITE = select.POLLIN, select.POLLOUT
-ERROR_ONLY = 0  # POLLERR or POLLHUP: nobody has the other end any more
+ERROR_ONLY = select.POLLHUP  # and POLLERR. Linux reports both in any case, macOS only what is asked for
 
 
 class HasFileno(Protocol):

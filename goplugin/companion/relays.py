@@ -27,7 +27,6 @@ MOST_HANDSHAKES = (
     256  # beyond these the oldest is refused: the host's own take milliseconds, a stranger's may never end
 )
 MOST_REFUSALS = 10  # of a minute that are logged
-_MOST_AT_ONCE = 256  # new connections taken before others have their turn
 
 _log = log.get_logger("goplugin.companion")
 
@@ -44,6 +43,7 @@ class Relays:
         """
         self.loop, self.contexts, self._path, self._ended = loop, contexts, path, ended
         self._environment = environment
+        self._expires = False  # there is a timer
         self._refused: list[float] = []  # when callers were, of those that were logged within the last minute
         self._handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         # A connection has two descriptors in the end. Those that strangers never finish must leave enough for others.
@@ -151,7 +151,8 @@ class Relays:
 
     def begin_handshake(self, relay: Relay) -> None:
         """Note that this one has to finish its handshake in time."""
-        if not self._handshakes:
+        if not self._expires:
+            self._expires = True
             self.loop.call_later(HANDSHAKE_TIMEOUT, self._expire)
         self._handshakes[relay] = time.monotonic() + HANDSHAKE_TIMEOUT
         if len(self._handshakes) > self._most_handshakes:
@@ -181,6 +182,7 @@ class Relays:
                 self.loop.call_later(left, self._expire)
                 return
             self._refuse_oldest("it did not finish the TLS handshake")
+        self._expires = False
 
     def _refuse_oldest(self, reason: str) -> None:
         next(iter(self._handshakes)).refuse(reason)
@@ -205,8 +207,11 @@ class Relays:
             self.loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
 
     def _accept(self, listener: socket.socket, accept: Callable[[socket.socket], object], events: int) -> None:
-        """Take all connections that wait: a burst of strangers must not stand before the host's for long."""
-        for _ in range(_MOST_AT_ONCE):
+        """Take connections that wait, many at once: a burst of strangers must not stand before the host's for long.
+
+        But not so many that newer ones push a caller out before it had its turns.
+        """
+        for _ in range(max(1, self._most_handshakes // 8)):
             if listener.fileno() < 0:
                 return  # one of them has closed it
             try:
