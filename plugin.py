@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 import kv_pb2
 import kv_pb2_grpc
 
@@ -27,7 +26,8 @@ class KVServicer(kv_pb2_grpc.KVServicer):
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
         try:
-            return kv_pb2.GetResponse(value=self._file_of(request.key).read_bytes())
+            with open(self._file_of(request.key), "rb") as file:
+                return kv_pb2.GetResponse(value=file.read())
         except FileNotFoundError:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no such key: {request.key!r}")
 
@@ -40,8 +40,8 @@ class KVServicer(kv_pb2_grpc.KVServicer):
             beside.unlink(missing_ok=True)
         return kv_pb2.Empty()
 
-    def _file_of(self, key: str) -> Path:  # "/" becomes %2F, so it stays in the folder; "." %2E, so it is no module
-        return Path("kv_" + quote(key, safe="").replace(".", "%2E"))
+    def _file_of(self, key: str) -> str:  # "/" becomes %2F, so it stays in the folder; "." %2E, so it is no module
+        return "kv_" + quote(key, safe="").replace(".", "%2E")
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import json
 import os
-import secrets
 import select
 import signal
 import socket
@@ -38,7 +37,7 @@ class Companion:
         self._control, control = socket.socketpair()
         self.events, events = socket.socketpair()
         stderr, self.stderr = os.pipe()
-        self.mark = frames.mark(secrets.token_hex(16))
+        self.mark = frames.mark(os.urandom(16).hex())
         self.pid = 0  # until it has said it
         self.died = False
         self._folder = ""
