@@ -63,8 +63,7 @@ def start_companion() -> None:
         log.exit_with(f"This plugin cannot start its companion process: {error}")
     os.register_at_fork(after_in_child=_leave_to_parent)
     if STATE.by_host:
-        died = lambda: companion.has_died() and companion_died()  # noqa: E731
-        STATE.outputs.send_stderr_to(companion.stderr, companion.mark, died)
+        STATE.outputs.send_stderr_to(companion.stderr, companion.mark, _check_companion)
         os.environ[_STDERR] = STATE.outputs.name()
     os.close(companion.stderr)
 
@@ -82,6 +81,11 @@ def companion_died() -> str:
     if not STATE.plugin:
         os._exit(1)
     return reason
+
+
+def _check_companion() -> bool:
+    """When nobody reads our stderr: whether the companion died. It may be a pipe of the plugin's own by then."""
+    return STATE.companion.has_died() and bool(companion_died())
 
 
 def release() -> None:

@@ -35,7 +35,7 @@ from goplugin.workers import Workers
 _log = log.get_logger("goplugin")
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # two plugins must never share a port
+    ("grpc.so_reuseport", 0),  # SO_REUSEPORT would let two plugins bind the same port
     # No limits but those of gRPC itself, as in Go.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

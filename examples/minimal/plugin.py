@@ -38,7 +38,7 @@ def main() -> None:
     """The four steps of the guide, and the two ends of a plugin's life."""
     # The host sets the magic cookie. Whoever starts a plugin by hand did not want to.
     if os.environ.get("BASIC_PLUGIN") != "hello":
-        sys.exit(f"This program is a plugin: a host that uses go-plugin starts it.\n\n{__doc__}")
+        sys.exit(f"This is a go-plugin plugin; its host starts it.\n\n{__doc__}")
     # Ctrl-C in a terminal reaches host and plugin alike. The host decides what becomes of the plugin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -23,9 +23,8 @@ from goplugin.companion.tls import Contexts
 from goplugin.environment import Environment
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds
-MOST_HANDSHAKES = (
-    256  # beyond these the oldest is refused: the host's own take milliseconds, a stranger's may never end
-)
+# Beyond these the oldest is refused: the host's own take milliseconds, a stranger's may never end.
+MOST_HANDSHAKES = 256
 MOST_REFUSALS = 10  # of a minute that are logged
 
 _log = log.get_logger("goplugin.companion")
@@ -167,7 +166,7 @@ class Relays:
         self._handshakes.pop(relay, None)
 
     def log_refusal(self, peer: str, reason: str) -> None:
-        """Log it, but only some of many: everybody on this machine can call as often as he likes."""
+        """Log it, but only some of many: everybody on this machine can call as often as they like."""
         now = time.monotonic()
         self._refused = [before for before in self._refused if now - before < 60]
         if len(self._refused) < MOST_REFUSALS:

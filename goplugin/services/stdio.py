@@ -15,8 +15,8 @@ import grpc
 from goplugin import log, outputs
 from goplugin.services import host_pb2, host_pb2_grpc
 
-LIMIT = 1 << 20  # bytes that are kept if the plugin prints faster than the host reads
-LOOP_LIMIT = 64 << 20  # the same for an event loop, which must not wait: it is what sends the bytes to the host
+LIMIT = 1 << 20  # bytes kept for the host, beyond which a print waits; each print is kept whole
+LOOP_LIMIT = 64 << 20  # the same for an event loop and grpc's threads, which must not wait: they send the bytes
 PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; then the output is dropped
 
 _MESSAGE = 64 * 1024  # bytes in one message at most
