@@ -119,7 +119,7 @@ def _unix_socket(path: str) -> tuple[socket.socket, Address]:
 
 
 def give_to_group(address: Address, group: str) -> None:
-    """Let the group, a name or a gid, use the socket. OSError, and the socket's file removed, if that cannot be."""
+    """Let the group, a name or a gid, use the socket. If that fails, remove its file and raise OSError."""
     if not group or address.network != "unix":
         return
     import shutil
@@ -173,7 +173,7 @@ class PrivateFolder:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def is_there(self) -> bool:
-        """Whether the name still leads to the folder: a cleaner may have removed it, and somebody made another one."""
+        """Whether the path is still our folder: a cleaner may have removed it, and another user made a new one."""
         try:
             return os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
         except OSError:

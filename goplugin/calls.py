@@ -17,10 +17,10 @@ _log = log.get_logger("goplugin")
 
 
 class CallsBase:
-    """What Calls and goplugin.aio's Calls share: what they know, and what they do with the handler that grpc has found.
+    """Base of Calls and goplugin.aio's Calls: their state, and how they wrap the handler that grpc found.
 
-    consulted: whether a server was made with this interceptor, and asked it.
-    on_method: called with the handler_call_details and the handler of each method when it is called first.
+    consulted: whether a server has asked this interceptor for a handler.
+    on_method(handler_call_details, handler): called at the first call of each method.
     """
 
     def __init__(self, threads: Executor) -> None:
@@ -114,7 +114,7 @@ class Calls(CallsBase, grpc.ServerInterceptor):
         return guarded
 
     def _answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
-        """End the call where grpc would not end it, or would log an error that is none."""
+        """End the call where grpc would leave it hanging, or would log a false error."""
         self._leave_child(error)
         code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints
         if isinstance(error, NotImplementedError) and code() is grpc.StatusCode.UNIMPLEMENTED:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 def _ignore_signals() -> None:
     """Ignore Ctrl-C, which reaches host and plugin alike. Not by SIG_IGN, because children would inherit that.
 
-    And SIGPIPE, which comes when a host leaves in the middle: `python` ignores it, but not what cx_Freeze makes.
+    Ignore SIGPIPE, sent when a host leaves during a write: `python` does so itself, cx_Freeze's programs do not.
     """
     signal.signal(signal.SIGINT, lambda signum, frame: None)
     if hasattr(signal, "SIGPIPE"):  # not on Windows
@@ -69,7 +69,7 @@ def start_companion() -> None:
 
 
 def companion_died() -> str:
-    """Say so, once; return the reason to leave. Before there is a goplugin.Plugin, leave: nobody else would."""
+    """Log this, once; return the reason to leave. If there is no goplugin.Plugin yet to do so, exit at once."""
     companion, reason = STATE.companion, "the companion process died"
     if not companion.died:
         companion.died = True
@@ -89,7 +89,7 @@ def _check_companion() -> bool:
 
 
 def release() -> None:
-    """Give everything back: this process is not a plugin, though a host above it has left its variables to it."""
+    """Undo `take_over`: this process is not a plugin, although it inherited a host's variables."""
     if STATE.companion and not STATE.plugin and not STATE.is_child():
         STATE.by_host = False
         STATE.outputs.give_back()
@@ -181,7 +181,7 @@ def _leave_to_parent() -> None:
 
 
 def _close_sentinels() -> None:
-    """In a child by fork: let go of what tells the parent's other workers that it lives."""
+    """In a child by fork: close the pipes that tell other workers of the parent's end."""
     process: Any = sys.modules.get("multiprocessing.process")
     with contextlib.suppress(AttributeError, OSError):  # these parts of Python are private
         while process and process._children:
@@ -192,8 +192,8 @@ def _close_sentinels() -> None:
 
 
 def _register_worker() -> None:
-    """If multiprocessing has started this process, or child processes of it, have those end with their parent."""
-    if sys.platform != "linux":  # there, SIGIO is ignored by default
+    """Have this process end with its parent if multiprocessing started it, and likewise its child processes."""
+    if sys.platform != "linux":  # others ignore SIGIO by default
         with contextlib.suppress(ValueError):  # this is not the main thread
             signal.signal(signal.SIGIO, lambda signum, frame: os._exit(1))
     if "--multiprocessing-fork" in sys.orig_argv and not STATE.is_child():  # by spawn, which calls nothing
@@ -227,5 +227,5 @@ if STATE.by_host:
     gc.disable()
     take_over()
 
-# The plugin's code may fork without further ado; grpc's own support for that can crash the child, and logs each one.
+# The plugin's code may fork. grpc's own support for forks can crash the child, and logs each fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -24,7 +24,7 @@ def adapt(server: Any, calls: CallsBase) -> None:
             start()
 
     def warn(handler_call_details: Any, handler: Any) -> None:
-        """Log that grpcio makes the call, though the library could: it passes on what it cannot do itself."""
+        """Log that grpcio handles the method, though the library could if its code were generated anew."""
         method = handler_call_details.method
         by_grpcio = type(handler_call_details).__module__.startswith("grpc.")
         if by_grpcio and not handler.request_streaming and not method.startswith((*ALWAYS, "/plugin.")):

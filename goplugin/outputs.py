@@ -91,13 +91,13 @@ class Outputs:
             stream.binary.redirected = write
 
     def name(self) -> str:
-        """Return what tells children the pipe that stderr leads to, and the token of the mark: for `join`."""
+        """Return an id of stderr's pipe and the token of the mark, which children pass to `join`."""
         return f"{_identity(STDERR)}:{frames.token(self.mark)}"
 
     def join(self, name: str) -> bool:
         """In a child that was started anew: whether its stderr leads to the companion. name: the plugin's."""
         pipe, _, token = name.rpartition(":")
-        joined = pipe == _identity(STDERR)
+        joined = bool(pipe) and pipe == _identity(STDERR)
         if joined:
             self.mark = frames.mark(token)
         return joined
@@ -163,7 +163,7 @@ def open_descriptors() -> list[int]:
 def close_sockets(addresses: Collection[Any]) -> None:
     """Close the sockets that listen at one of the addresses, or are connected there. Their numbers stay taken.
 
-    Otherwise the C code that they belong to could close what gets the number next.
+    Otherwise the C code that owns them could close a new file with that number.
     """
     names = {address.address for address in addresses}
     for fd in open_descriptors() if names else []:

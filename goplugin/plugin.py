@@ -136,7 +136,7 @@ class PluginBase:
             self._address = self._transport.listen(server)
         except (OSError, ValueError, RuntimeError) as error:
             log.exit_with(f"This plugin cannot listen: {error}")
-        # Freeze what is already imported; otherwise the full collection at exit would take longer than the rest of it.
+        # Freeze what is already imported; otherwise the full collection at exit takes longer than the rest of exit.
         gc.freeze()
         return self._address
 
@@ -173,7 +173,7 @@ class PluginBase:
             except RuntimeError:  # grpc wanted a thread, and the system has none left
                 self._drain(end)
                 stopped = self._server.stop(None)
-        # Not only until grpc has no call any more: it forgets a call when its caller goes, as the host does after
+        # Do not rely on grpc's count of calls: it forgets a call when the caller leaves, as the host does after
         # Shutdown, and the handler may still be writing.
         self._drain(end)
         STATE.outputs.redirect(None)
@@ -185,7 +185,7 @@ class PluginBase:
         self._clean_up()
 
     def _drain(self, end: float) -> None:
-        """Wait for the handlers that run, where the plugin's code has not put another kind of pool there."""
+        """Wait for running handlers, unless the plugin's code has replaced the pool by another kind."""
         pool = self.server_arguments[self._pool]
         if isinstance(pool, Workers):
             pool.drain(end - time.monotonic())

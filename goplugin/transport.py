@@ -44,9 +44,9 @@ class Plain:
         raise OSError(f"grpc cannot listen: {reason}")
 
     def dial(self, address: Address) -> Address:
-        """Return where grpc connects to in order to reach the host's address, once, until `close`.
+        """Return the address for grpc to reach the host's, once, until `close_dialled`.
 
-        ValueError if that is not an address, OSError if it cannot be.
+        ValueError if it is malformed, OSError if dialling fails.
         """
         address.target()
         self.addresses.add(address)
@@ -68,7 +68,7 @@ class ByCompanion:
     dial_options: tuple[Any, ...] = ()
 
     def __init__(self, companion: Any) -> None:
-        """companion: a Companion, or what has its methods (see testing.py)."""
+        """companion: a Companion, or testing/relays.py's RelayThread."""
         self._companion = companion
         self.server_cert = companion.server_cert
         self.addresses: set[Address] = set()  # those of grpc are known to this process and the companion alone

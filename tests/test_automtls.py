@@ -36,7 +36,7 @@ def port_of(host: Host) -> int:
     return int(host.ask("start")["address"].rpartition(":")[2])
 
 
-LOGGED = 10  # refusals in a minute; the others are counted
+LOGGED = 10  # refusals a minute; others are not logged
 
 
 def is_refused(connection: socket.socket) -> bool:

@@ -87,7 +87,7 @@ class Calls(calls.CallsBase, grpc.aio.ServerInterceptor):
         return answered
 
     async def _answer(self, error: BaseException, context: Any, method: str) -> None:
-        """End the call as grpc does for threads: grpc.aio has other words, and no answer to what is no Exception."""
+        """End the call as grpc does for threads: grpc.aio words errors differently, and answers only Exceptions."""
         self._leave_child(error)
         task: Any = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or task.cancelling()):

@@ -11,9 +11,9 @@ _PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cann
 
 
 def watch(loop: Loop, parent: int, stderr: int, gone: Callable[[str], None]) -> None:
-    """Call gone(reason) when the process that started the plugin is gone, and when nobody reads its stderr any more.
+    """Call gone(reason) when the process that started the plugin has ended, or when nobody reads its stderr.
 
-    Both count: a shell between host and plugin may outlive the host, and a pipe may be held by somebody else.
+    Both are needed: a shell between host and plugin may outlive the host; another process may hold the pipe.
     parent: the process that started the plugin. stderr: a descriptor of the host's, for this alone.
     """
 
@@ -54,8 +54,8 @@ def _has_ended(pid: int) -> bool:
 def is_orphan() -> bool:
     """Whether the process that started us ended before we could watch it, as far as the system tells.
 
-    Process 1 is our parent then. If that has started us itself, as a host in a container may, we are in its session,
-    or in one of our own.
+    Then process 1 is our parent. If process 1 itself started us, as a host in a container may, we are in its session
+    or in our own.
     """
     try:
         return os.getppid() == 1 and os.getsid(0) not in (os.getsid(1), os.getpid())

@@ -1,10 +1,10 @@
 """The companion: a process beside the plugin that does what a thread of the plugin cannot.
 
-It writes stderr's lines to the host, so that no child of the plugin keeps the host waiting. It ends TLS. It watches
-the host, and ends a plugin that cannot leave by itself when the host is gone. It leaves when the plugin has.
+It writes stderr's lines to the host, so that no child of the plugin keeps the host waiting. It terminates TLS. It
+watches the host; when that is gone, it kills a plugin that does not leave. It exits after the plugin.
 
 The plugin talks to it over a socket pair, in lines of JSON: a command with its arguments, and the reply. When the
-plugin's end of that closes, the plugin is gone. Over another one it tells the plugin to leave.
+plugin's end closes, the plugin is gone. Over a second pair the companion tells the plugin to leave.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ class Process:
             self._pass_on(record)
 
     def _last_words(self) -> None:
-        """Pass on what was written before the plugin ended. Its children have no reader from now on."""
+        """Pass on what was written before the plugin ended. Later output of its children is lost."""
         end = time.monotonic() + LAST_WORDS
         is_empty = False
         while (left := end - time.monotonic()) > 0:
@@ -173,7 +173,7 @@ class Process:
             self._control.sendall(json.dumps(reply).encode() + b"\n")
 
     def _stay(self) -> None:
-        """The plugin does not leave with the host. But if the host multiplexes, nobody else could ever attach."""
+        """Keep the plugin when the host goes. (If the host multiplexes, `_on_end` ends it all the same.)"""
         self._leaves_with_host = False
 
     def _auto_mtls(self) -> str:
@@ -196,7 +196,7 @@ class Process:
         return contexts.server_cert if contexts else ""
 
     def _on_end(self, reason: str) -> None:
-        """The one connection of a host that multiplexes is over. Nobody can call the plugin any more: it leaves."""
+        """The only connection of a host that multiplexes has ended. No host can call the plugin, so it leaves."""
         if reason:
             _log.error("the multiplexed connection to the host has ended: %s", reason)
         self._make_leave("the host has ended the connection")

@@ -30,7 +30,7 @@ class Relay:
     ) -> None:
         """relays: the Relays that this is one of.
 
-        address: the Unix socket inside that the caller `outer` is led to; or what was dialled for `inner`.
+        address: grpc's Unix socket, for the caller `outer`; or the address that was dialled for `inner`.
         outer: a socket or, if the host multiplexes, a stream, which `loop` watches.
         """
         self._relays, self._address, self._outer, self._inner = relays, address, outer, inner
@@ -57,7 +57,7 @@ class Relay:
 
     def _on_outer(self, events: int) -> None:
         try:
-            # Not what `events` says: an error must be met as well, and reading or writing meets it.
+            # Ignore `events`: after an error too we must read or write, which raises the error.
             if self._events[self._outer] & READ:
                 self._to_inner = memoryview(self._tls.receive(self._outer.recv(_CHUNK)))
             if self._tls.established and self._relays.is_shaking_hands(self):

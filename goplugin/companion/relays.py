@@ -166,12 +166,12 @@ class Relays:
         self._handshakes.pop(relay, None)
 
     def log_refusal(self, peer: str, reason: str) -> None:
-        """Log it, but only some of many: everybody on this machine can call as often as they like."""
+        """Log it, at most ten times a minute: any program on this machine can call without limit."""
         now = time.monotonic()
         self._refused = [before for before in self._refused if now - before < 60]
         if len(self._refused) < MOST_REFUSALS:
             self._refused.append(now)
-            rest = "; others of the next minute are not logged" if len(self._refused) == MOST_REFUSALS else ""
+            rest = "; no more are logged in this minute" if len(self._refused) == MOST_REFUSALS else ""
             _log.warning("refused a caller from %s: %s%s", peer, reason, rest)
 
     def _expire(self) -> None:
@@ -187,7 +187,7 @@ class Relays:
         next(iter(self._handshakes)).refuse(reason)
 
     def _with_descriptors(self, function: Callable[[], Any]) -> Any:
-        """Call what needs a descriptor; if none is left, at the expense of the oldest that has not shaken hands."""
+        """Call what needs a descriptor; if none is left, refuse the oldest unfinished handshake and try again."""
         while True:
             try:
                 return function()
@@ -206,9 +206,9 @@ class Relays:
             self.loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
 
     def _accept(self, listener: socket.socket, accept: Callable[[socket.socket], object], events: int) -> None:
-        """Take connections that wait, many at once: a burst of strangers must not stand before the host's for long.
+        """Take many waiting connections at once: the host's must not wait long behind a burst of strangers.
 
-        But not so many that newer ones push a caller out before it had its turns.
+        But not so many that they push out a caller before it could shake hands.
         """
         for _ in range(max(1, self._most_handshakes // 8)):
             if listener.fileno() < 0:

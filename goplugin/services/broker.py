@@ -90,7 +90,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             self._receive(host_pb2.ConnInfo(service_id=service_id, network=address.network, address=address.address))
 
     def _wait(self, service_id: int | None, cannot: str) -> Future[Any]:
-        """Return what will have the host's address for the id; for None, what is done once a host is connected."""
+        """Return a future of the host's address for the id; for None, one that is done once a host connects."""
         future: Future[Any] = Future()
         if self._closing.is_set():
             future.set_exception(RuntimeError(f"{cannot}: the plugin is leaving"))
@@ -104,7 +104,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
                 yield future
 
     def _reach(self, service_id: int, address: Address) -> Address:
-        """Return where grpc connects to in order to reach the host's address. It may wait for the companion."""
+        """Return the address for grpc to reach the host's. This may wait for the companion."""
         try:
             return self._transport.dial(address)
         except (ValueError, OSError) as error:
@@ -159,7 +159,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
                 for info in request_iterator:
                     self._receive(info)
             except Exception as error:  # noqa: BLE001 grpc.aio raises this and that
-                if not isinstance(error, grpc.RpcError):  # so such a stream ends, when the host or the plugin leaves
+                if not isinstance(error, grpc.RpcError):  # which is normal when the host or the plugin leaves
                     _log.debug("the broker's stream has ended: %s", error)
             finally:
                 outgoing.put(None)

@@ -27,7 +27,7 @@ _log = log.get_logger("goplugin.broker")
 
 
 class Knocks:
-    """Knocks at the host, one knock at a time, and opens where the host knocks. Whoever calls holds the lock."""
+    """Knocks at the host, one knock at a time, and answers the host's knocks. Callers hold the lock."""
 
     def __init__(self, transport: Multiplexed, broker: Any) -> None:
         """broker: the BrokerBase that these are of. The first one of its hosts' streams is used."""

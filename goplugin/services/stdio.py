@@ -31,8 +31,8 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
     """Keeps what is printed until the host reads it: in order, bounded, and without blocking a handler for ever."""
 
     def __init__(self) -> None:
-        # Lets its own thread in again: garbage collection may call a __del__ that prints at any moment. There must be
-        # no second lock: such a print would take the two in another order.
+        # Reentrant: garbage collection may call a __del__ that prints at any moment. There must be no second lock:
+        # such a print would take the two in another order.
         self._changed = threading.Condition(threading.RLock())
         self._chunks: deque[tuple[Channel, bytearray | memoryview]] = deque()  # a write is never in two of them
         self._size = 0  # bytes in _chunks
