@@ -173,7 +173,7 @@ class Process:
             self._control.sendall(json.dumps(reply).encode() + b"\n")
 
     def _stay(self) -> None:
-        """Keep the plugin when the host goes. (If the host multiplexes, `_on_end` ends it all the same.)"""
+        """Keep the plugin when the host goes. If the host multiplexes, `_on_end` ends it all the same."""
         self._leaves_with_host = False
 
     def _auto_mtls(self) -> str:
