@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,9 @@ import psutil
 import pytest
 from authors import RIGHT as RIGHT_PLUGIN
 from harness import PLUGINS, CallError, Host, World, eventually
+
+from goplugin import outputs
+from goplugin.address import Address
 
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
@@ -191,8 +195,6 @@ def test_records_without_an_end_cost_little(world: World, kind: str) -> None:
 
 FORK_WITH_A_SOCKET = """
 import os, socket, time
-abstract = socket.socket(socket.AF_UNIX)
-abstract.bind("\\0probe%d" % os.getpid())
 ours, theirs = socket.socketpair()
 pid = os.fork()
 if pid == 0:
@@ -234,6 +236,16 @@ def test_a_fork_does_not_keep_the_hosts_connection(world: World) -> None:
         assert is_alive(forked)
     finally:
         forked.kill()
+
+
+def test_sockets_of_other_kinds_do_not_stand_in_the_way() -> None:
+    """An abstract Unix socket has bytes for a name, and comes first here."""
+    with socket.socket(socket.AF_UNIX) as abstract, socket.create_server(("127.0.0.1", 0)) as listener:
+        abstract.bind(f"\0goplugin-{uuid.uuid4()}")
+        port = listener.getsockname()[1]
+        outputs.close_sockets({Address("tcp", f"127.0.0.1:{port}")})
+        assert refuses("127.0.0.1", port)
+        assert abstract.getsockname()
 
 
 WORKER = """

@@ -66,7 +66,6 @@ def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> 
 
 
 CLOSES = {
-    "an old habit, and opens others": "import os; os.closerange(3, 12); files = [open('/etc/hosts') for _ in range(9)]",
     "an old habit": "import os; os.closerange(3, 6)",
     "all pipes": """
 import os
@@ -172,3 +171,15 @@ def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
     assert host.logged("and still logs", **{"@level": "error"})
     assert not host.logged_now("the companion process died")
     assert host.ask("kill")["seconds"] < 1.9
+
+
+OTHER_FILES = CLOSES["all pipes"] + "import builtins; builtins.kept = [open('/etc/hosts') for _ in range(20)]"
+
+
+@pytest.mark.grpcio_only("pygrpc-native has other descriptors")
+def test_other_files_in_the_place_of_its_pipes(world: World) -> None:
+    """They are always ready to be read. The plugin leaves, instead of looking at them for ever."""
+    host = probe.start(world)
+    close_descriptors(host, OTHER_FILES)
+    assert world.gone(10)
+    remove_sockets(world)

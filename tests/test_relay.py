@@ -1,9 +1,13 @@
 """What the TLS terminator passes on: ends of either side, resets, and no more than the slower side takes."""
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -131,3 +135,27 @@ def test_a_slow_reader_costs_no_memory(ends: Ends, slow: str) -> None:
         received += reader.recv(1 << 20)
     rest.join()
     assert bytes(received) == data
+
+
+LISTENS = """
+import os, socket, sys
+os.setuid(int(sys.argv[2]))
+listener = socket.create_server(sys.argv[1], family=socket.AF_UNIX)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_another_users_process_is_not_taken_for_grpc(uid: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, uid, -1)
+        command = [sys.executable, "-c", LISTENS, f"{folder}/socket", str(uid)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin and process.stdout and process.stdout.readline()
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(f"{folder}/socket")
+                with pytest.raises(PermissionError) if uid else contextlib.nullcontext():
+                    relay.check_peer(connection)
+            process.stdin.close()
