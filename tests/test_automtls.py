@@ -228,7 +228,7 @@ def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
         time.sleep(1)
         assert sum(companion.cpu_times()[:2]) - before < 0.3  # they cost no time while they say nothing
         assert eventually(lambda: sum(map(is_refused, silent)) == 200)
-        assert len(refusals(host)) == LOGGED
+        assert eventually(lambda: len(refusals(host)) == LOGGED)  # stderr takes its time behind the closing
         assert 9 < time.monotonic() - begin < 20
         assert all("did not finish the TLS handshake" in text for text in refusals(host))
         assert silent[0].recv(1) == b""
@@ -247,7 +247,7 @@ def test_a_thousand_connections_at_once(world: World) -> None:
             crowd.append(socket.create_connection(("127.0.0.1", port)))
         assert probe.do(host, "echo", "still here") == "still here"
         assert eventually(lambda: sum(map(is_refused, crowd)) >= 600)
-        assert len(refusals(host)) == LOGGED
+        assert eventually(lambda: len(refusals(host)) == LOGGED)
     finally:
         for connection in crowd:
             connection.close()
@@ -307,7 +307,7 @@ def test_mutated_hellos(world: World) -> None:
         if number % 100 == 0:
             assert probe.do(host, "echo", number) == number
     assert len(world.companions()) == 1
-    assert len(refusals(host)) == LOGGED
+    assert eventually(lambda: len(refusals(host)) == LOGGED)
 
 
 @pytest.mark.parametrize("victim", ["plugin", "companion", "host"])
@@ -390,7 +390,7 @@ def test_broker_dials_the_host_alone(world: World) -> None:
             context.wrap_socket(plain, server_side=True).recv(1)
     with pytest.raises(CallError, match="UNAVAILABLE"):
         call()
-    assert any("cannot dial" in text and "certificate" in text for text in refusals(host))
+    assert eventually(lambda: any("cannot dial" in text and "certificate" in text for text in refusals(host)))
 
 
 @pytest.fixture
