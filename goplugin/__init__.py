@@ -4,13 +4,10 @@ Import it before anything else: if a host has started this process, stdout belon
 """
 
 import gc
-import os
 import sys
 
 if sys.version_info < (3, 10):
     sys.exit(f"This plugin needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
-if not hasattr(os, "fork"):
-    sys.exit("This plugin does not run on this system yet: its companion process is started by os.fork().")
 
 from goplugin import launch  # noqa: F401 first: the rest imports grpc
 from goplugin.companion.tls import TLSFiles

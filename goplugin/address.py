@@ -2,18 +2,22 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from goplugin.environment import Environment
 
-_LONGEST_FOLDER = 97  # bytes of the private folder's path: leaves room for a socket's name within 104 bytes
+if sys.platform != "win32":
+    import fcntl
 
+UNIX_SOCKETS = hasattr(socket, "AF_UNIX")  # not on Windows
+
+_LONGEST_FOLDER = 97  # bytes of the private folder's path: leaves room for a socket's name within 104 bytes
 
 _BACKLOG = 4096  # connections that wait, if the system allows as many: beyond these a caller tries again after a second
 
@@ -55,12 +59,12 @@ class NoTCP(OSError):
 def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple[socket.socket, Address]:
     """Return a socket that listens where the host wants it.
 
-    That is a Unix socket in the host's folder for sockets if it has named one (container runners do), else a TCP port
-    of 127.0.0.1. Where there is no TCP it is a Unix socket, as in Go, at `path()`. ValueError if a setting cannot be
-    used, OSError if the system refuses.
+    That is a Unix socket in the host's folder for sockets if it has named one (container runners do) and there are
+    such, else a TCP port of 127.0.0.1. Where there is no TCP it is a Unix socket, as in Go, at `path()`. ValueError if
+    a setting cannot be used, OSError if the system refuses.
     """
     folder = environment.socket_dir
-    if not folder:
+    if not folder or not UNIX_SOCKETS:
         try:
             return _tcp_socket(environment.ports)
         except NoTCP:

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import gc
 import json
@@ -29,8 +28,7 @@ if "PLUGIN_MIN_PORT" in os.environ:  # as every host sets it
 
 from goplugin import environment, log
 from goplugin.address import Address
-from goplugin.companion import Companion
-from goplugin.companion.host import is_orphan
+from goplugin.companion import Companion, system
 from goplugin.handshake import HandshakeConfig
 from goplugin.outputs import write_all
 from goplugin.state import DEBUG, STATE
@@ -46,7 +44,7 @@ def take_over() -> None:
     atexit.register(_end_companion)  # first: exit handlers run in reverse order
     atexit.register(_check_plugin)
     log.take_over()
-    if is_orphan():
+    if system.is_orphan():
         log.exit_with("The process that started this plugin ended before `import goplugin`: import goplugin first.")
     try:
         STATE.settings = environment.parse(STATE.variables)
@@ -61,11 +59,20 @@ def start_companion() -> None:
         STATE.companion = companion = Companion(STATE)
     except OSError as error:
         log.exit_with(f"This plugin cannot start its companion process: {error}")
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    _watch_forks()
     if STATE.by_host:
         STATE.outputs.send_stderr_to(companion.stderr, companion.mark, _check_companion)
         os.environ[_STDERR] = STATE.outputs.name()
     os.close(companion.stderr)
+
+
+def connect_companion() -> None:
+    """Complete its start, which ran beside our imports. Exits if it has died."""
+    with contextlib.suppress(OSError):
+        if not STATE.companion.has_died():
+            STATE.companion.connect()
+            return
+    companion_died()
 
 
 def companion_died() -> str:
@@ -98,7 +105,7 @@ def release() -> None:
         atexit.unregister(_check_plugin)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         del os.environ[_STDERR]
-        STATE.companion.reap()
+        STATE.companion.connect()
         STATE.companion.end()
         STATE.companion.close()
         STATE.companion = None
@@ -180,6 +187,11 @@ def _leave_to_parent() -> None:
             STATE.plugin.leave_to_parent()
 
 
+def _watch_forks() -> None:
+    if sys.platform != "win32":
+        os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 def _close_sentinels() -> None:
     """In a child by fork: close the pipes that tell other workers of the parent's end."""
     process: Any = sys.modules.get("multiprocessing.process")
@@ -193,7 +205,7 @@ def _close_sentinels() -> None:
 
 def _register_worker() -> None:
     """Have this process end with its parent if multiprocessing started it, and likewise its child processes."""
-    if sys.platform != "linux":  # others ignore SIGIO by default
+    if sys.platform == "darwin":  # it ignores SIGIO by default
         with contextlib.suppress(ValueError):  # this is not the main thread
             signal.signal(signal.SIGIO, lambda signum, frame: os._exit(1))
     if "--multiprocessing-fork" in sys.orig_argv and not STATE.is_child():  # by spawn, which calls nothing
@@ -203,14 +215,19 @@ def _register_worker() -> None:
 
 
 def _end_with_parent(*_: object) -> None:
-    """Have the system end this process by SIGIO when its parent has ended, whatever C code it runs."""
+    """End this process when its parent has ended. By SIGIO, if there is such: it ends C code, too."""
     import multiprocessing
 
     parent: Any = None
     while not (parent := multiprocessing.parent_process()):
         time.sleep(0.001)  # still unpickling
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if sys.platform == "win32":
+        parent.join()
+    else:
+        import fcntl
+
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
     if not parent.is_alive():
         os._exit(1)
 
@@ -220,9 +237,11 @@ if not STATE.by_host and STATE.outputs.join(os.environ.get(_STDERR, "")):
     log.take_over()
     log.set_up()
     _register_worker()
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    _watch_forks()
 
-if STATE.by_host:
+if sys.platform == "win32" and system.VARIABLE in os.environ:
+    system.serve(STATE, os.environ.pop(system.VARIABLE))
+elif STATE.by_host:
     # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
     gc.disable()
     take_over()

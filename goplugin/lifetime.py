@@ -5,8 +5,9 @@ Mirrors what go-plugin's server.go and grpc_controller.go do, and adds the host'
 
 import contextlib
 import os
-import select
+import selectors
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -42,10 +43,15 @@ class Lifetime:
         self._reason = ""
         self._left = threading.Event()
         self._signals: dict[int, str] = {}
-        # Self-pipe: a signal handler can write to it, and it wakes poll() whichever thread received the signal.
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        others = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        # A signal handler can write to it, and it wakes our thread whichever thread received the signal.
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        # Not epoll: that does not tell if somebody has closed a descriptor.
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self._selector.register(self._read, selectors.EVENT_READ)
+        if companion:
+            self._selector.register(companion.events, selectors.EVENT_READ)
+        others = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         if others >= 0:  # an event loop's, which wakes up by it and then runs our handlers too
             signal.set_wakeup_fd(others)
         for name in ("SIGTERM", "SIGHUP"):
@@ -67,8 +73,8 @@ class Lifetime:
     def stop(self, reason: str) -> None:
         """Leave; from any thread, and from signal handlers."""
         self._reason = self._reason or reason
-        with contextlib.suppress(OSError):  # it has been told so often that the pipe is full
-            os.write(self._write, b"\0")
+        with contextlib.suppress(OSError):  # it has been told so often that there is no room
+            self._write.send(b"\0")
 
     def is_over(self) -> bool:
         """Whether there is a reason to leave."""
@@ -100,18 +106,14 @@ class Lifetime:
             os._exit(0)
 
     def _wait(self) -> None:
-        poll = select.poll()
-        poll.register(self._read, select.POLLIN)
-        if self._companion:
-            poll.register(self._companion.events, select.POLLIN)
-        ready = poll.poll(_IDLE * 1000)
+        ready = self._selector.select(_IDLE)
         if not ready:
             self._idle()
-        for fd, _ in ready:
-            if fd == self._read:
-                numbers = os.read(self._read, 4096)
+        for key, _ in ready:
+            if key.fileobj is self._read:
+                numbers = self._read.recv(4096)
                 if not numbers:
-                    raise EOFError("its pipe is another file by now")
+                    raise EOFError("its socket is another one by now")
                 reason = next((self._signals[number] for number in numbers if number in self._signals), "")
             elif self._companion:
                 try:

@@ -98,6 +98,8 @@ class Outputs:
         """In a child that was started anew: whether its stderr leads to the companion. name: the plugin's."""
         pipe, _, token = name.rpartition(":")
         joined = bool(pipe) and pipe == _identity(STDERR)
+        if sys.platform == "win32":  # where pipes have no identity, and these children always have ours
+            joined = joined and "--multiprocessing-fork" in sys.orig_argv
         if joined:
             self.mark = frames.mark(token)
         return joined

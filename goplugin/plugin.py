@@ -78,8 +78,8 @@ class PluginBase:
             raise RuntimeError("there is a goplugin.Plugin already: a process is one plugin; add all services to it")
         config.check()
         self._by_host = launch.started_by_host(config, usage)
-        if STATE.companion and STATE.companion.has_died():
-            launch.companion_died()
+        if STATE.companion:
+            launch.connect_companion()
         STATE.plugin = self
         if self._by_host:
             log.set_up()
@@ -109,10 +109,8 @@ class PluginBase:
         self._stdio = Stdio()
         self._server: Any = None
         self._address: Address | None = None
-        if STATE.companion:
-            STATE.companion.reap()
-            if not (leave_with_host and self._by_host):
-                STATE.companion.tell("stay")
+        if STATE.companion and not (leave_with_host and self._by_host):
+            STATE.companion.tell("stay")
         self._lifetime = Lifetime(self._leave, STATE.companion, launch.companion_died, allocator.trim)
         if not self._by_host:
             self._lifetime.stop_at(signal.SIGINT, "Ctrl-C")
@@ -271,6 +269,7 @@ class Plugin(PluginBase):
 def _transport(settings: Environment, tls: TLSFiles | None) -> Transport:
     if tls and not STATE.companion:  # --debug
         launch.start_companion()
+        launch.connect_companion()
     companion = STATE.companion
     if tls:
         try:

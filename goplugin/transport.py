@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import grpc
+
 from goplugin.address import Address, give_to_group, listening_socket
 from goplugin.environment import Environment
 
@@ -12,10 +14,7 @@ class Plain:
     """No TLS: whoever can reach the address can call.
 
     addresses: those that are listened at or dialled.
-    dial_options: for grpc channels to what `dial` returns.
     """
-
-    dial_options: tuple[Any, ...] = ()
 
     def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
         """path(): returns a path for a Unix socket that only our user can reach."""
@@ -52,6 +51,10 @@ class Plain:
         self.addresses.add(address)
         return address
 
+    def channel(self, grpc_or_aio: Any, address: Address, options: tuple[Any, ...]) -> Any:
+        """Return a channel to what `dial` returned. grpc_or_aio: the module whose channel it is to be."""
+        return grpc_or_aio.insecure_channel(address.target(), options)
+
     def close(self, address: Address) -> None:
         """Release an address that `listen` returned. Grpc has closed it; the file of a Unix socket stays."""
         address.remove()
@@ -65,25 +68,50 @@ class Plain:
 class ByCompanion:
     """TLS ends in the companion, which serves only callers that hold the host's key."""
 
-    dial_options: tuple[Any, ...] = ()
+    _options: tuple[Any, ...] = ()
 
     def __init__(self, companion: Any) -> None:
         """companion: a Companion, or testing/relays.py's RelayThread."""
         self._companion = companion
         self.server_cert = companion.server_cert
+        self._credentials: list[bytes] | None = None  # see _hop
         self.addresses: set[Address] = set()  # those of grpc are known to this process and the companion alone
 
     def listen(self, server: Any) -> Address:
-        """Have grpc listen on a Unix socket, and the companion in front of it where the host finds us."""
+        """Have grpc listen on the private hop, and the companion in front of it where the host finds us."""
+        if credentials := self._hop():
+            key, certificate, companions = credentials
+            server_credentials = grpc.ssl_server_credentials([(key, certificate)], companions, True)
+            plain = Address("tcp", f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials)}")
+        else:
+            plain = Address("unix", self._companion.path())
+            server.add_insecure_port(plain.target())
+        return Address(*self._companion.ask("listen", *plain))
+
+    def _hop(self) -> list[bytes]:
+        """Return what TLS on the private hop needs: grpc's key and certificate, and the companion's; [] if it has none.
+
+        OSError if the companion is gone.
+        """
         self.server_cert()  # the first reply comes first
-        plain = self._companion.path()
-        server.add_insecure_port(Address("unix", plain).target())
-        return Address(*self._companion.ask("listen", plain))
+        if self._credentials is None:
+            self._credentials = [part.encode() for part in self._companion.ask("hop")]
+        return self._credentials
 
     def dial(self, address: Address) -> Address:
         """Have the companion connect to the host, and check its certificate."""
         address.target()  # ValueError if it is not an address
-        return Address("unix", str(self._companion.ask("dial", *address.resolve())))
+        return Address(*self._companion.ask("dial", *address.resolve()))
+
+    def channel(self, grpc_or_aio: Any, address: Address, options: tuple[Any, ...]) -> Any:
+        """Return a channel on the private hop."""
+        options = (*options, *self._options)
+        if not (credentials := self._hop()):
+            return grpc_or_aio.insecure_channel(address.target(), options)
+        key, certificate, companions = credentials
+        channel_credentials = grpc.ssl_channel_credentials(companions, key, certificate)
+        options = (*options, ("grpc.ssl_target_name_override", "localhost"))  # as its certificate says
+        return grpc_or_aio.secure_channel(address.target(), channel_credentials, options)
 
     def close(self, address: Address) -> None:
         """Tell the companion."""
@@ -101,15 +129,15 @@ class Multiplexed(ByCompanion):
     The first server listens where the host finds us. To the others, the host comes when it has knocked.
     """
 
-    dial_options = (("grpc.client_idle_timeout_ms", 2**31 - 1),)  # there is one stream, however long it is idle
+    _options = (("grpc.client_idle_timeout_ms", 2**31 - 1),)  # there is one stream, however long it is idle
 
     def expect(self, address: Address) -> None:
-        """Let the host's next stream lead to this socket. OSError if the companion is gone."""
-        self._companion.ask("expect", address.address)
+        """Let the host's next stream lead there, where grpc listens. OSError if the companion is gone."""
+        self._companion.ask("expect", *address)
 
     def open(self) -> Address:
-        """Open a stream to the host; return a socket that leads to it. ValueError or OSError if that cannot be."""
-        return Address("unix", str(self._companion.ask("open")))
+        """Open a stream to the host; return an address that leads to it. ValueError or OSError if that cannot be."""
+        return Address(*self._companion.ask("open"))
 
     def dial(self, address: Address) -> Address:
         """Return what `open` returned."""

@@ -274,7 +274,7 @@ result = [start(way) for way in {ways}]
     assert says(host, "the worker has started them")
     assert host.ask("kill")["seconds"] < 4
     assert world.gone(3)
-    assert not any(map(is_alive, workers))
+    assert eventually(lambda: not any(map(is_alive, workers)), 2)
     assert len(sleeps()) == 2 * len(ways)
 
 

@@ -18,6 +18,7 @@ from certificates import certificate_in, client_context, make_certificate
 from harness import eventually
 
 from goplugin.companion import relay, relays, tls
+from goplugin.companion.hop import UnixHop
 from goplugin.companion.loop import READ, Loop
 from goplugin.environment import Environment
 
@@ -31,13 +32,13 @@ class Ends:
         path = make_certificate(folder, "host")
         self._loop = Loop()
         contexts = tls.auto_mtls_contexts(certificate_in(path), str(folder))
-        self.relays = relays.Relays(self._loop, contexts, Environment(), str, None)
+        self.relays = relays.Relays(self._loop, contexts, Environment(), UnixHop(str), None)
         self._control, self._theirs = socket.socketpair()
         self._thread = threading.Thread(target=self._run)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
-        _, address = self.relays.listen(str(folder / "plain"))
+        _, address = self.relays.listen("unix", str(folder / "plain"))
         self._thread.start()
         caller = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
         self.caller = client_context(path).wrap_socket(caller)
@@ -53,8 +54,8 @@ class Ends:
         self._theirs.close()
         self.relays.close_all()
         for callback in list(self._loop._callbacks.values()):
-            if isinstance(connection := getattr(callback, "__self__", None), relay.Relay):
-                connection._close()
+            if isinstance(one := getattr(getattr(callback, "func", None), "__self__", None), relay.Relay):
+                one._close()
 
     def connections(self) -> int:
         """Sockets that the relay still has of the connection."""

@@ -42,7 +42,7 @@ class Broker(BrokerBase):
         except asyncio.CancelledError:
             reached.add_done_callback(lambda done: done.exception() or self._transport.close_dialled(done.result()))
             raise
-        channel: grpc.aio.Channel = self._connect(address, grpc.aio.insecure_channel)
+        channel: grpc.aio.Channel = self._connect(address, grpc.aio)
         if self._knocks:
             channel.get_state(try_to_connect=True)  # a host in Go closes a stream on which nothing comes for 2 minutes
         return channel

@@ -5,10 +5,10 @@ import itertools
 import select
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-READ, WRITE = select.POLLIN, select.POLLOUT
-ERROR_ONLY = select.POLLHUP  # and POLLERR. Linux reports both in any case, macOS only what is asked for
+READ, WRITE = 1, 4  # POLLIN and POLLOUT, wherever there is poll()
+ERROR_ONLY = 16  # POLLHUP, and POLLERR. Linux reports both in any case, macOS only what is asked for
 
 
 class HasFileno(Protocol):
@@ -22,7 +22,7 @@ class Loop:
     """Callbacks are called with the events that happened, one after the other, in one thread."""
 
     def __init__(self) -> None:
-        self._poll = select.poll()
+        self._poll = _poll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
@@ -58,3 +58,11 @@ class Loop:
                 callback(events)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
+
+
+def _poll() -> Any:
+    if hasattr(select, "poll"):
+        return select.poll()
+    from goplugin.companion.windows import Poll
+
+    return Poll()

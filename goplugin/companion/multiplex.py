@@ -1,6 +1,6 @@
 """All connections of host and plugin over one, as streams of yamux; mirrors go-plugin's internal/grpcmux.
 
-host --- one connection ---> Multiplexer --- a stream, TLS or plain ---> Relay --- Unix socket ---> grpc
+host --- one connection ---> Multiplexer --- a stream, TLS or plain ---> Relay --- private hop ---> grpc
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from goplugin.address import Address
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.companion.yamux import Session, Stream, YamuxError
 
@@ -20,16 +21,16 @@ _CHUNK = 256 * 1024  # bytes read at once
 class Multiplexer:
     """The host's connection. Relays use it as the loop for its streams: it calls back when a stream can go on."""
 
-    def __init__(self, loop: Loop, connection: socket.socket, plain: str, relay: Any, ended: Any) -> None:
+    def __init__(self, loop: Loop, connection: socket.socket, plain: Address, relay: Any, ended: Any) -> None:
         """connection: one that does not block.
 
-        relay(path, stream, loop=self): called with each stream of the host's, and the Unix socket that it leads to.
-        plain: that socket, unless `expect` has named another one.
+        relay(plain, stream, loop=self): called with each stream of the host's, and the address of grpc's for it.
+        plain: that address, unless `expect` has named another one.
         ended(reason): called when the connection is over; "" if the host has closed it, or has died.
         """
         self._loop, self._connection, self._plain, self._relay, self._ended = loop, connection, plain, relay, ended
         self._session = Session(self._opened, self._wake)
-        self._expected: list[tuple[str, float]] = []  # where the next streams lead, until when
+        self._expected: list[tuple[Address, float]] = []  # where the next streams lead, until when
         self._watched: dict[Stream, tuple[int, Callable[[int], object]]] = {}
         self._unsent = memoryview(b"")
         self._events = 0  # what the loop watches for
@@ -46,12 +47,12 @@ class Multiplexer:
         """Watch the stream no more."""
         self._watched.pop(stream, None)
 
-    def expect(self, path: str) -> None:
-        """Let the next stream of the host's lead to this Unix socket: the host has knocked.
+    def expect(self, plain: Address) -> None:
+        """Let the next stream of the host's lead to this address of grpc's: the host has knocked.
 
         It knocks again only once that stream has come or it has given up, so the newest goes first. 100 are kept.
         """
-        self._expected = [(path, time.monotonic() + KNOCK_TIMEOUT), *self._expected[:99]]
+        self._expected = [(plain, time.monotonic() + KNOCK_TIMEOUT), *self._expected[:99]]
 
     def _opened(self, stream: Stream) -> None:
         self._expected = [one for one in self._expected if one[1] > time.monotonic()]

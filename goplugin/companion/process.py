@@ -10,7 +10,6 @@ plugin's end closes, the plugin is gone. Over a second pair the companion tells 
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import time
@@ -18,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from goplugin import frames, log, outputs
-from goplugin.address import PrivateFolder
-from goplugin.companion import LAST_WORDS, host
+from goplugin.address import UNIX_SOCKETS, PrivateFolder
+from goplugin.companion import LAST_WORDS, system
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.state import State
 
@@ -39,7 +38,8 @@ class Process:
         control, events: to the plugin. stderr: the pipe that it writes to. Our file descriptor 2 is the host's stderr.
         """
         self._environment, self._plugin, self._parent = state.settings, state.pid, state.parent
-        self._control, self._events, self._stderr = control, events, stderr
+        self._control, self._events = control, events
+        self._stderr, self._host = system.reads(stderr), system.writes(outputs.STDERR)
         self._loop = Loop()
         self._received = b""  # of commands
         self._plugin_left = False
@@ -56,7 +56,6 @@ class Process:
     def run(self) -> None:
         """Prepare TLS or multiplexing if the host asked for it, then serve host and plugin until the plugin is gone."""
         log.send_to(log.HclogHandler(self._log))
-        os.set_blocking(self._stderr, False)
         self._tell_plugin(f"pid {os.getpid()}")
         try:
             if self._environment.client_cert:
@@ -67,7 +66,7 @@ class Process:
                 self._folder.remove_left_behind()
             self._loop.watch(self._control, READ, lambda events: self._on_control())
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
-            host.watch(self._loop, self._parent, os.dup(outputs.STDERR), self._on_host_gone)
+            system.watch_host(self._loop, self._parent, self._host, self._on_host_gone)
             while not self._plugin_left:
                 self._loop.run_once()
         finally:
@@ -92,14 +91,14 @@ class Process:
 
     def _kill_plugin(self) -> None:
         if not self._plugin_left:  # it holds the control socket: the pid is still its own
-            os.kill(self._plugin, signal.SIGKILL)
+            os.kill(self._plugin, getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows, any signal kills
 
     # What is written to stderr
 
     def _on_stderr(self) -> bool:
         """Read what was written; whether there was anything."""
         try:
-            data = os.read(self._stderr, 65536)
+            data = self._stderr.recv(65536)
         except BlockingIOError:
             return False
         if not data:  # nobody has our stderr any more
@@ -112,19 +111,18 @@ class Process:
         if lines and not self._to_host:
             # Nothing more is read until the host has taken this: then writers wait, as they would without us.
             self._loop.forget(self._stderr)
-            self._loop.watch(outputs.STDERR, WRITE, lambda events: self._send_to_host())
+            self._loop.watch(self._host, WRITE, lambda events: self._send_to_host())
         self._to_host += lines
 
     def _send_to_host(self) -> None:
         try:
-            # As much as a pipe takes without making us wait, once it is ready.
-            self._to_host = self._to_host[os.write(outputs.STDERR, self._to_host[: select.PIPE_BUF]) :]
+            self._to_host = self._to_host[self._host.send(self._to_host) :]
         except BlockingIOError:
             return
         except OSError:  # nobody reads it any more: what is written is lost, as it would be without us
             self._to_host = b""
         if not self._to_host:
-            self._loop.forget(outputs.STDERR)
+            self._loop.forget(self._host)
         if not self._to_host and not self._stderr_ended:
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
 
@@ -136,6 +134,9 @@ class Process:
     def _last_words(self) -> None:
         """Pass on what was written before the plugin ended. Later output of its children is lost."""
         end = time.monotonic() + LAST_WORDS
+        quiet = time.monotonic() + system.QUIET
+        while not self._stderr_ended and (left := quiet - time.monotonic()) > 0:
+            self._loop.run_once(left)
         is_empty = False
         while (left := end - time.monotonic()) > 0:
             if self._to_host:
@@ -145,6 +146,7 @@ class Process:
             elif not self._on_stderr():
                 is_empty = True
                 self._pass_on(self._lines.end())
+        system.flush(self._host, LAST_WORDS)
 
     # Commands of the plugin
 
@@ -188,10 +190,12 @@ class Process:
         return self._begin_relays(tls.file_contexts(tls.TLSFiles(*files)))
 
     def _begin_relays(self, contexts: Any) -> str:
+        from goplugin.companion.hop import make_hop
         from goplugin.companion.relays import Relays
 
-        self._relays = relays = Relays(self._loop, contexts, self._environment, self._path, self._on_end)
-        self._commands |= {name: getattr(relays, name) for name in ("listen", "dial", "expect", "open")}
+        hop = make_hop(self._path, self._make_folder)
+        self._relays = relays = Relays(self._loop, contexts, self._environment, hop, self._on_end)
+        self._commands |= {name: getattr(relays, name) for name in ("hop", "listen", "dial", "expect", "open")}
         self._commands_without_reply["close"] = relays.close
         return contexts.server_cert if contexts else ""
 
@@ -203,10 +207,16 @@ class Process:
 
     def _path(self) -> str:
         """Return a path for a Unix socket that only our user can reach."""
+        if not UNIX_SOCKETS:
+            raise OSError("this system has no Unix sockets")
         self._paths += 1
         return os.path.join(self._make_folder(), str(self._paths))
 
     def _make_folder(self) -> str:
+        if not UNIX_SOCKETS:
+            import tempfile
+
+            return tempfile.gettempdir()  # on Windows it is our user's alone
         if self._folder and not self._folder.is_there():  # a cleaner removed it
             self._folder.remove()
             self._folder = None
@@ -214,3 +224,12 @@ class Process:
             self._folder = PrivateFolder()
             self._tell_plugin(f"folder {self._folder.path}")
         return self._folder.path
+
+
+def run(state: State, mark: bytes, control: socket.socket, events: socket.socket, stderr: int) -> None:
+    """Be the companion; see Process. Whatever fails, it must reach the host's log."""
+    try:
+        Process(state, mark, control, events, stderr).run()
+    except Exception:  # noqa: BLE001
+        log.send_to(log.HclogHandler(lambda record: outputs.write_all(outputs.STDERR, record)))
+        _log.exception("the companion process failed")

@@ -6,9 +6,11 @@ all the memory that a slow reader costs.
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from goplugin import log
@@ -22,129 +24,127 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, not FIN
 _log = log.get_logger("goplugin.companion")
 
 
-class Relay:
-    """Moves bytes between two sockets, with TLS on the outer one, unless there is none."""
+class Side:
+    """One end of a relay: a socket, or a stream of a host that multiplexes.
 
-    def __init__(
-        self, relays: Any, address: str, outer: Any, inner: socket.socket | None = None, loop: Any = None
-    ) -> None:
+    unsent: what the connection has not taken yet. connecting: it is not known yet whether it can be reached.
+    """
+
+    def __init__(self, connection: Any, loop: Any, tls: TLS | NoTLS, *, connecting: bool = False) -> None:
+        """loop: which watches the connection. A stream's is its multiplexer, with the same methods."""
+        self.connection, self.tls, self.connecting = connection, tls, connecting
+        self.unsent = memoryview(b"")
+        self._loop, self._events = loop, 0
+
+    def receive(self) -> bytes:
+        """Return what has come, if we wait for some. TLSError if the other end is refused."""
+        if self._events & READ:
+            with contextlib.suppress(BlockingIOError):
+                return self.tls.receive(self.connection.recv(_CHUNK))
+        return b""
+
+    def send(self) -> None:
+        """Send what the connection takes."""
+        if fresh := self.tls.output():
+            self.unsent = memoryview(bytes(self.unsent) + fresh if self.unsent else fresh)
+        if self.unsent:
+            with contextlib.suppress(BlockingIOError):
+                self.unsent = self.unsent[self.connection.send(self.unsent) :]
+
+    def watch(self, events: int, callback: Callable[[int], object]) -> None:
+        """Have the loop watch for these events and no more; not even for errors if there are none."""
+        if events and events != self._events:
+            self._loop.watch(self.connection, events, callback)
+        elif events != self._events:
+            self._loop.forget(self.connection)
+        self._events = events
+
+    def close(self, *, reset: bool) -> None:
+        """Close it. reset: as a connection that was cut, not ended."""
+        self.watch(0, print)
+        if reset:
+            with contextlib.suppress(OSError):
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.connection.close()
+
+
+class Relay:
+    """Moves bytes between who has called and who is connected to once the caller is known to be the right one."""
+
+    def __init__(self, relays: Any, caller: Side, connect: Callable[[], Side], dials: str = "") -> None:
         """relays: the Relays that this is one of.
 
-        address: grpc's Unix socket, for the caller `outer`; or the address that was dialled for `inner`.
-        outer: a socket or, if the host multiplexes, a stream, which `loop` watches.
+        connect(): returns the other side. OSError or ValueError if it is known by then that this fails.
+        dials: the host's address, if it is grpc that calls.
         """
-        self._relays, self._address, self._outer, self._inner = relays, address, outer, inner
-        self._loop = loop or relays.loop  # of the outer side; a stream's has the same methods as Loop
-        self._dials = inner is not None
-        self._tls: TLS | NoTLS = TLS(relays.contexts, dials=self._dials) if relays.contexts else NoTLS()
-        self._to_outer, self._to_inner = memoryview(b""), memoryview(b"")  # what the socket has not taken yet
-        self._inner_ended = False
-        self._events: dict[Any, int] = {}  # what the loops watch for
+        self._relays, self._caller, self._connect, self._dials = relays, caller, connect, dials
+        self._other: Side | None = None
         relays.begin_handshake(self)
-        self._watch(outer, WRITE if self._dials else READ)  # who dials speaks first, once connected
+        self._on_event(caller)
 
     def refuse(self, reason: str) -> None:
         """Close without having passed anything on, and log why."""
-        if self._dials:
-            _log.warning("cannot dial %s: %s", self._address, reason)
+        if self._dials and self._caller.tls.established:
+            _log.warning("cannot dial %s: %s", self._dials, reason)
         else:
             peer = "its socket"
             with contextlib.suppress(OSError, ValueError, AttributeError):  # it has left; a Unix socket; a stream
-                host, port = self._outer.getpeername()
+                host, port = self._caller.connection.getpeername()
                 peer = f"{host}:{port}"
             self._relays.log_refusal(peer, reason)
         self._close()
 
-    def _on_outer(self, events: int) -> None:
+    def _on_event(self, side: Side, events: int = 0) -> None:
+        """Move what can be moved, whatever the events: after an error too we read or write, which raises the error."""
+        side.connecting = False
+        ended = side.tls.ended
         try:
-            # Ignore `events`: after an error too we must read or write, which raises the error.
-            if self._events[self._outer] & READ:
-                self._to_inner = memoryview(self._tls.receive(self._outer.recv(_CHUNK)))
-            if self._tls.established and self._relays.is_shaking_hands(self):
-                self._relays.end_handshake(self)
-                self._inner = self._inner or self._relays.connect_to_grpc(self._address)
-        except BlockingIOError:
-            pass
+            data = side.receive()
+            if self._caller.tls.established and not self._other:
+                self._other = self._connect()
+            if self._other:
+                self._pass_on(data, side, self._other if side is self._caller else self._caller, ends=not ended)
+            else:
+                side.send()
+                self._watch(side, READ | WRITE * bool(side.unsent))
         except TLSError as error:
             with contextlib.suppress(OSError):
-                self._send_outer()  # the alert, which tells the other side what is wrong
+                side.send()  # the alert, which tells the other end what is wrong
             self.refuse(str(error))
-            return
-        except OSError as error:
-            self._fail(error)
-            return
-        self._flow()
+        except (OSError, ValueError) as error:
+            if self._relays.is_shaking_hands(self):
+                self.refuse(getattr(error, "strerror", "") or str(error))
+            else:
+                self._close(reset=True)
 
-    def _on_inner(self, events: int) -> None:
-        try:
-            if self._inner and self._events[self._inner] & READ:
-                data = self._inner.recv(_CHUNK)
-                self._inner_ended = not data
-                self._tls.send(data)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._fail(error)
-            return
-        self._flow()
-
-    def _flow(self) -> None:
-        """Send each side what it takes, pass on the end of a side, and watch for what can go on."""
-        outer, inner = self._outer, self._inner
-        outer_ended, inner_ended = self._tls.ended, self._inner_ended
-        try:
-            self._send_outer()
-            if self._to_inner and inner:
-                with contextlib.suppress(BlockingIOError):
-                    self._to_inner = self._to_inner[inner.send(self._to_inner) :]
-            if inner_ended and not self._to_outer:
-                outer.shutdown(socket.SHUT_WR)
-            if outer_ended and inner and not self._to_inner:
-                inner.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            self._fail(error)
-            return
-        if outer_ended and inner_ended and not self._to_outer and not self._to_inner:
+    def _pass_on(self, data: bytes, side: Side, other: Side, *, ends: bool) -> None:
+        if data:
+            other.tls.send(data)
+        if side.tls.ended and ends:
+            other.tls.send(b"")
+        if side.tls.established and other.tls.established:
+            self._relays.end_handshake(self)
+        both = ((side, other), (other, side))
+        for one, another in both:
+            if not one.connecting:
+                one.send()
+                if another.tls.ended and one.tls.established and not one.unsent:
+                    one.connection.shutdown(socket.SHUT_WR)
+        if side.tls.ended and other.tls.ended and not side.unsent and not other.unsent:
             self._close()
             return
-        self._watch(outer, (not outer_ended and not self._to_inner) * READ | bool(self._to_outer) * WRITE)
-        if inner and self._tls.established:
-            self._watch(inner, (not inner_ended and not self._to_outer) * READ | bool(self._to_inner) * WRITE)
+        for one, another in both:
+            takes = another.tls.established and not another.connecting and not another.unsent
+            reads = not one.connecting and not one.tls.ended and (takes or not one.tls.established)
+            self._watch(one, READ * reads | WRITE * (one.connecting or bool(one.unsent)))
 
-    def _send_outer(self) -> None:
-        if fresh := self._tls.output():
-            self._to_outer = memoryview(bytes(self._to_outer) + fresh if self._to_outer else fresh)
-        if self._to_outer:
-            with contextlib.suppress(BlockingIOError):
-                self._to_outer = self._to_outer[self._outer.send(self._to_outer) :]
+    def _watch(self, side: Side, events: int) -> None:
+        side.watch(events, functools.partial(self._on_event, side))
 
-    def _watch(self, side: Any, events: int) -> None:
-        """Have the loop watch for these events and no more; not even for errors if there are none."""
-        if events == self._events.get(side, 0):
-            return
-        self._events[side] = events
-        loop = self._loop if side is self._outer else self._relays.loop
-        if events:
-            loop.watch(side, events, self._on_outer if side is self._outer else self._on_inner)
-        else:
-            loop.forget(side)
-
-    def _fail(self, error: OSError) -> None:
-        """Close as a connection does that was cut, not ended."""
-        if self._relays.is_shaking_hands(self) or not self._inner:
-            self.refuse(error.strerror or str(error))
-            return
-        for side in (self._outer, self._inner):
-            with contextlib.suppress(OSError):
-                side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._close()
-
-    def _close(self) -> None:
+    def _close(self, *, reset: bool = False) -> None:
         self._relays.end_handshake(self)
-        for side in (self._outer, self._inner):
-            if side:
-                self._watch(side, 0)
-                side.close()
+        for side in filter(None, (self._caller, self._other)):
+            side.close(reset=reset)
 
 
 def prepare(connection: socket.socket) -> None:

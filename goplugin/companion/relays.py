@@ -1,15 +1,13 @@
 """All connections under AutoMTLS or of a host that multiplexes, and where they come in.
 
-host --- TLS, TCP or Unix socket ---> Relay --- Unix socket in a folder of mode 0700 ---> grpc.Server
-grpc.Channel --- Unix socket in that folder ---> Relay --- TLS ---> what the host serves under a broker's id
+host --- TLS, TCP or Unix socket ---> Relay --- private hop (see hop.py) ---> grpc.Server
+grpc.Channel --- private hop ---> Relay --- TLS ---> what the host serves under a broker's id
 
 If the host multiplexes, a stream of its one connection is in the place of the outer socket (see multiplex.py).
 """
 
 import errno
 import functools
-import os
-import resource
 import socket
 import time
 from collections.abc import Callable
@@ -17,9 +15,11 @@ from typing import Any
 
 from goplugin import log
 from goplugin.address import Address, listening_socket
+from goplugin.companion import system
+from goplugin.companion.hop import Hop
 from goplugin.companion.loop import READ, Loop
-from goplugin.companion.relay import Relay, begin_connect, check_peer, prepare
-from goplugin.companion.tls import Contexts
+from goplugin.companion.relay import Relay, Side, begin_connect, prepare
+from goplugin.companion.tls import TLS, Contexts, NoTLS
 from goplugin.environment import Environment
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds
@@ -31,128 +31,113 @@ _log = log.get_logger("goplugin.companion")
 
 
 class Relays:
-    """Listeners and connections. listen, dial, expect, open and close are commands of the plugin (see process.py)."""
+    """Listeners and connections. hop, listen, dial, expect, open and close are commands of the plugin (process.py)."""
 
-    def __init__(
-        self, loop: Loop, contexts: Contexts | None, environment: Environment, path: Callable[[], str], ended: Any
-    ) -> None:
-        """contexts: None for no TLS. path(): returns a path for a Unix socket that only our user can reach.
-
-        ended(reason): called when the one connection of a host that multiplexes is over.
-        """
-        self.loop, self.contexts, self._path, self._ended = loop, contexts, path, ended
-        self._environment = environment
+    def __init__(self, loop: Loop, contexts: Contexts | None, environment: Environment, hop: Hop, ended: Any) -> None:
+        """contexts: None for no TLS. ended(reason): called when the one connection of a multiplexing host is over."""
+        self._loop, self._contexts, self._environment, self._hop, self._ended = loop, contexts, environment, hop, ended
         self._expires = False  # there is a timer
         self._refused: list[float] = []  # when callers were, of those that were logged within the last minute
         self._handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
         # A connection has two descriptors in the end. Those that strangers never finish must leave enough for others.
-        self._most_handshakes = min(MOST_HANDSHAKES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._listeners: dict[str, socket.socket] = {}  # by address
-        self._folders: dict[str, os.stat_result] = {}  # of grpc's sockets, by path
+        self._most_handshakes = min(MOST_HANDSHAKES, system.descriptor_limit() // 4)
+        self._listeners: dict[Address, socket.socket] = {}
         self._multiplexer: Any = None
-        self._streams: dict[str, Any] = {}  # to which grpc has not connected yet, by path
+        self._streams: dict[Address, Any] = {}  # to which grpc has not connected yet
 
-    def listen(self, plain: str) -> Address:
-        """Let callers in where the host finds us, and on to the Unix socket `plain`; return where that is.
+    def hop(self) -> tuple[str, ...]:
+        """Return the credentials that grpc needs on the private hop."""
+        return self._hop.credentials
 
-        If the host multiplexes and is connected, return `plain` itself, for `expect`.
+    def listen(self, network: str, address: str) -> Address:
+        """Let callers in where the host finds us, and on to where grpc listens; return where that is.
+
+        If the host multiplexes and is connected, return grpc's own address, for `expect`.
         """
-        folder = os.path.dirname(plain)
-        self._folders[folder] = os.lstat(folder)
+        plain = Address(network, address)
+        self._hop.expect(plain)
         if self._multiplexer:
-            return Address("unix", plain)
-        listener, address = listening_socket(self._environment, self._path)
+            return plain
+        listener, where = listening_socket(self._environment, self._hop.path)
         accept = functools.partial(self._multiplex, listener) if self._environment.multiplex else self._relay
-        self._accept_from(listener, address.address, functools.partial(accept, plain))
-        return address
+        self._accept_from(listener, where, functools.partial(accept, plain))
+        return where
 
-    def _relay(self, plain: str, outer: Any, loop: Any = None) -> None:
-        Relay(self, plain, outer, loop=loop)
+    def _relay(self, plain: Address, outer: Any, loop: Any = None) -> None:
+        def connect() -> Side:
+            return Side(self._with_descriptors(lambda: self._hop.connect(plain)), self._loop, self._hop.tls(dials=True))
 
-    def _multiplex(self, listener: socket.socket, plain: str, connection: socket.socket) -> None:
+        Relay(self, Side(outer, loop or self._loop, self._tls(dials=False)), connect)
+
+    def _tls(self, *, dials: bool) -> TLS | NoTLS:
+        return TLS(self._contexts, dials=dials) if self._contexts else NoTLS()
+
+    def _multiplex(self, listener: socket.socket, plain: Address, connection: socket.socket) -> None:
         """Take the host's first connection as the only one. Its streams lead to `plain` unless the host has knocked."""
         from goplugin.companion.multiplex import Multiplexer
 
         if self._multiplexer:  # another one that came at the same moment
             connection.close()
             return
-        self.loop.forget(listener)
-        self._multiplexer = Multiplexer(self.loop, connection, plain, self._relay, self._ended)
+        self._loop.forget(listener)
+        self._multiplexer = Multiplexer(self._loop, connection, plain, self._relay, self._ended)
 
-    def expect(self, plain: str) -> None:
-        """Let the host's next stream lead to the Unix socket `plain`."""
-        self._multiplexer.expect(plain)
+    def expect(self, network: str, address: str) -> None:
+        """Let the host's next stream lead there, where grpc listens."""
+        self._multiplexer.expect(Address(network, address))
 
-    def open(self) -> str:
-        """Open a stream to the host, and return the path of a Unix socket that leads to it, once."""
+    def open(self) -> Address:
+        """Open a stream to the host, and return an address that leads to it, once."""
 
-        def accept(inner: socket.socket) -> None:
-            stream = self._streams.pop(plain, None)
-            self.close("unix", plain)
-            if stream:
-                Relay(self, "a stream of the host's", stream, inner, self._multiplexer)
-            else:  # somebody was faster
-                inner.close()
+        def connect() -> Side:
+            stream = self._streams.pop(where, None)
+            self.close(*where)
+            if not stream:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "somebody was faster")
+            return Side(stream, self._multiplexer, self._tls(dials=True))
 
         stream = self._multiplexer.open()  # first: if the rest fails, the host must not take the next one for it
-        plain = self._listen_to_grpc(accept)
-        self._streams[plain] = stream
-        return plain
+        where = self._listen_to_grpc("a stream of the host's", connect)
+        self._streams[where] = stream
+        return where
 
-    def dial(self, host_network: str, host_address: str) -> str:
-        """Return the path of a Unix socket that leads to the host's address."""
+    def dial(self, network: str, address: str) -> Address:
+        """Return an address that leads to the host's."""
 
+        def connect() -> Side:
+            outer = begin_connect(Address(network, address))
+            return Side(outer, self._loop, self._tls(dials=True), connecting=True)
+
+        return self._listen_to_grpc(address, connect)
+
+    def _listen_to_grpc(self, dials: str, connect: Callable[[], Side]) -> Address:
         def accept(inner: socket.socket) -> None:
-            try:
-                outer = begin_connect(Address(host_network, host_address))
-            except (OSError, ValueError) as error:
-                _log.warning("cannot dial %s: %s", host_address, error)
-                inner.close()
-            else:
-                Relay(self, host_address, outer, inner)
+            Relay(self, Side(inner, self._loop, self._hop.tls(dials=False)), connect, dials)
 
-        return self._listen_to_grpc(accept)
-
-    def connect_to_grpc(self, plain: str) -> socket.socket:
-        """Return a socket that connects to grpc's. OSError if it is not grpc's any more, or no descriptor is left."""
-        folder = os.path.dirname(plain)
-        if not os.path.samestat(os.lstat(folder), self._folders[folder]):
-            raise PermissionError(errno.EPERM, "somebody has put another folder in the place of ours")
-        connection: socket.socket = self._with_descriptors(lambda: begin_connect(Address("unix", plain)))
-        try:
-            check_peer(connection)
-        except OSError:
-            connection.close()
-            raise
-        return connection
-
-    def _listen_to_grpc(self, accept: Callable[[socket.socket], object]) -> str:
-        plain = self._path()
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(plain)
-        listener.listen()
-        self._accept_from(listener, plain, accept)
-        return plain
+        listener, where = self._hop.listen()
+        self._accept_from(listener, where, accept)
+        return where
 
     def close(self, network: str, address: str) -> None:
         """Stop listening there; what is connected stays."""
-        if listener := self._listeners.pop(address, None):
-            self.loop.forget(listener)
+        where = Address(network, address)
+        if listener := self._listeners.pop(where, None):
+            self._loop.forget(listener)
             listener.close()
-            Address(network, address).remove()
-        if stream := self._streams.pop(address, None):
+            where.remove()
+        if stream := self._streams.pop(where, None):
             stream.close()
 
     def close_all(self) -> None:
         """Leave no socket's file behind."""
-        for address in list(self._listeners):
-            self.close("unix" if os.path.isabs(address) else "tcp", address)
+        for where in list(self._listeners):
+            self.close(*where)
 
     def begin_handshake(self, relay: Relay) -> None:
         """Note that this one has to finish its handshake in time."""
         if not self._expires:
             self._expires = True
-            self.loop.call_later(HANDSHAKE_TIMEOUT, self._expire)
+            self._loop.call_later(HANDSHAKE_TIMEOUT, self._expire)
         self._handshakes[relay] = time.monotonic() + HANDSHAKE_TIMEOUT
         if len(self._handshakes) > self._most_handshakes:
             self._refuse_oldest("it did not finish the TLS handshake")
@@ -178,7 +163,7 @@ class Relays:
         while self._handshakes:
             left = next(iter(self._handshakes.values())) - time.monotonic()
             if left > 0:
-                self.loop.call_later(left, self._expire)
+                self._loop.call_later(left, self._expire)
                 return
             self._refuse_oldest("it did not finish the TLS handshake")
         self._expires = False
@@ -196,14 +181,14 @@ class Relays:
                     raise
                 self._refuse_oldest(str(error))
 
-    def _accept_from(self, listener: socket.socket, address: str, accept: Callable[[socket.socket], object]) -> None:
+    def _accept_from(self, listener: socket.socket, where: Address, accept: Callable[[socket.socket], object]) -> None:
         listener.setblocking(False)
-        self._listeners[address] = listener
+        self._listeners[where] = listener
         self._listen(listener, accept)
 
     def _listen(self, listener: socket.socket, accept: Callable[[socket.socket], object]) -> None:
         if listener.fileno() >= 0:
-            self.loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
+            self._loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
 
     def _accept(self, listener: socket.socket, accept: Callable[[socket.socket], object], events: int) -> None:
         """Take many waiting connections at once: the host's must not wait long behind a burst of strangers.
@@ -218,8 +203,8 @@ class Relays:
             except (BlockingIOError, ConnectionError):
                 return
             except OSError:  # no descriptor left, and nobody to refuse for it: look again soon
-                self.loop.forget(listener)
-                self.loop.call_later(0.1, functools.partial(self._listen, listener, accept))
+                self._loop.forget(listener)
+                self._loop.call_later(0.1, functools.partial(self._listen, listener, accept))
                 return
             try:
                 prepare(connection)

@@ -53,6 +53,7 @@ class TLS:
         self._tls = context.wrap_bio(self._in, self._out, not dials, name)
         self._peer = contexts.peer if dials else None
         self.established = self.ended = False
+        self._early: list[bytes] = []  # to send once that is so
         if dials:
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.do_handshake()
@@ -97,9 +98,14 @@ class TLS:
         if self._peer not in (None, self._tls.getpeercert(True)):
             raise TLSError("its certificate is not the host's")
         self.established = True
+        for early in self._early:
+            self.send(early)
 
     def send(self, data: bytes) -> None:
-        """Encrypt bytes for the other side; b"" tells it that there is no more."""
+        """Encrypt bytes for the other side; b"" tells it, once, that there is no more."""
+        if not self.established:
+            self._early.append(data)
+            return
         if not data:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()  # raises because the other side need not answer
@@ -148,7 +154,7 @@ def auto_mtls_contexts(client_cert: str, folder: str) -> Contexts:
 
 def contexts_for(peer: bytes, certificate: bytes, key: bytes, folder: str) -> Contexts:
     """Return contexts of a certificate and its key, PEM, that trust one other certificate, DER. folder: as above."""
-    path = os.path.join(folder, "key")
+    path = os.path.join(folder, f"goplugin-{os.urandom(8).hex()}")
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600), "wb") as file:
             file.write(key + certificate)

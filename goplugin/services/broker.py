@@ -112,11 +112,11 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
                 f"cannot dial id {service_id}: {error}"
             ) from error
 
-    def _connect(self, address: Address, insecure_channel: Callable[..., Any]) -> Any:
+    def _connect(self, address: Address, grpc_or_aio: Any) -> Any:
         """Return a channel to what `_reach` returned, closed at the end at the latest."""
         # No proxy, whatever the environment says: the host is on this machine.
-        options = (*self._server_arguments["options"], ("grpc.enable_http_proxy", 0), *self._transport.dial_options)
-        channel = insecure_channel(address.target(), options)
+        options = (*self._server_arguments["options"], ("grpc.enable_http_proxy", 0))
+        channel = self._transport.channel(grpc_or_aio, address, options)
         weakref.finalize(channel, self._transport.close_dialled, address).atexit = False
         with self.lock:
             self._channels.add(channel)
@@ -256,7 +256,7 @@ class Broker(BrokerBase):
         If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
         """
         address = self._address_of(service_id).result()
-        channel: grpc.Channel = self._connect(self._reach(service_id, address), grpc.insecure_channel)
+        channel: grpc.Channel = self._connect(self._reach(service_id, address), grpc)
         if self._knocks:  # a host in Go closes a stream on which nothing comes for 2 minutes
             ready = grpc.channel_ready_future(channel)
             with contextlib.suppress(grpc.FutureTimeoutError):

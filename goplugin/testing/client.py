@@ -58,6 +58,7 @@ class Client:
         self.log: list[dict[str, Any]] = []
         self._certificate = tls.make_certificate("SECP521R1") if auto_mtls else None
         self._process: subprocess.Popen[bytes] | None = None
+        self.killed = False  # it did not end by itself
         self._first_line = queue.SimpleQueue[bytes]()
         self._readers: list[threading.Thread] = []
         self.streams: list[Any] = []
@@ -127,7 +128,7 @@ class Client:
     def connect(self, handshake: Handshake, timeout: float, check_health: bool) -> None:
         """Connect, check the plugin's health, and open the streams that every host opens."""
         self.version = handshake.version
-        environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has Unix sockets
+        environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has them, if there are such
         transport: Plain | ByCompanion = Plain(environment, str)
         if self._certificate:
             try:
@@ -139,7 +140,7 @@ class Client:
             self._relays = RelayThread(contexts, environment, self._folder)
             transport = ByCompanion(self._relays)
         options = (*_OPTIONS, ("grpc.enable_http_proxy", 0))
-        self.channel = grpc.insecure_channel(transport.dial(handshake.address).target(), options)
+        self.channel = transport.channel(grpc, transport.dial(handshake.address), options)
         self._workers = Workers(2, 64)
         self.broker = Broker(transport, {"thread_pool": self._workers, "options": _OPTIONS, "interceptors": ()})
         self._connected = True
@@ -168,6 +169,7 @@ class Client:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(KILL_GRACE)
         if self._process and self.exit_code is None:
+            self.killed = True
             self._process.kill()
         self.close()
 

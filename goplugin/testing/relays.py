@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from goplugin.companion.hop import make_hop
 from goplugin.companion.loop import READ, Loop
 from goplugin.companion.relays import Relays
 from goplugin.companion.tls import Contexts
@@ -26,12 +27,11 @@ class RelayThread:
     def __init__(self, contexts: Contexts, environment: Environment, folder: str) -> None:
         """folder: for sockets; the caller removes it."""
         self._loop, self._folder, self._paths = Loop(), folder, itertools.count()
-        self._relays = Relays(self._loop, contexts, environment, self.path, None)
+        relays = Relays(self._loop, contexts, environment, make_hop(self.path, lambda: folder), None)
         self._commands: dict[str, Callable[..., Any]] = {
-            "listen": self._relays.listen,
-            "dial": self._relays.dial,
-            "close": self._relays.close,
+            name: getattr(relays, name) for name in ("hop", "listen", "dial", "close")
         }
+        self._relays = relays
         self._asked = queue.SimpleQueue[tuple[Future[Any], str, tuple[str, ...]]]()
         self._wake, self._woken = socket.socketpair()
         self._loop.watch(self._woken, READ, self._run_command)

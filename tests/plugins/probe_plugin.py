@@ -16,7 +16,6 @@ import logging.config
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -185,6 +184,8 @@ class Probe:
 
     def memory(self, argument: None, context: grpc.ServicerContext) -> int:
         """The most bytes that this process had resident so far."""
+        import resource  # not on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def log(self, argument: list[Any], context: grpc.ServicerContext) -> None:

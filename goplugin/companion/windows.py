@@ -1,0 +1,215 @@
+"""The same for Windows, which has no fork, and waits for sockets alone: small threads carry the rest to sockets."""
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from goplugin import environment, outputs
+from goplugin.companion.loop import ERROR_ONLY, READ, WRITE, Loop
+from goplugin.state import State
+
+VARIABLE = "GOPLUGIN_COMPANION"  # by this one the same command becomes the companion
+
+QUIET = 0.1  # seconds that what was written to a pipe may take to arrive
+
+_LOOK = 0.5  # seconds between looks at the host's stderr
+_SYNCHRONIZE, _INFINITE = 0x100000, 0xFFFFFFFF  # from winnt.h and winbase.h
+
+_kernel: Any = getattr(ctypes, "WinDLL", ctypes.CDLL)("kernel32") if os.name == "nt" else None
+
+
+class Child:
+    """Starts the companion by the plugin's own command. It comes up while the plugin imports grpc."""
+
+    def __init__(self, state: State, mark: bytes, stderr: int) -> None:
+        """Start it. OSError if the system refuses. See Process for what is passed."""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._token = os.urandom(16).hex()
+        said = [self._listener.getsockname()[1], self._token, mark.decode(), state.pid, state.parent]
+        self._process = subprocess.Popen(
+            [sys.executable, *sys.orig_argv[1:]],
+            env={**os.environ, **state.variables, VARIABLE: json.dumps(said)},
+            stdin=stderr,
+            stdout=subprocess.DEVNULL,
+            stderr=state.outputs.host_stderr if state.by_host else None,
+        )
+        self._connections: list[socket.socket] = []
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """Wait until it has connected, and return control and events. OSError if it ends instead."""
+        self._listener.settimeout(0.1)
+        while len(self._connections) < 2:
+            if self.has_died():
+                raise OSError(f"it ended at once, exit code {self._process.returncode}")
+            with contextlib.suppress(OSError):  # nobody yet, or a stranger
+                connection = self._listener.accept()[0]
+                connection.settimeout(1)
+                if connection.recv(len(self._token)).decode(errors="replace") == self._token:
+                    self._connections.append(_without_delay(connection))
+        self._listener.close()
+        control, events = self._connections
+        return control, events
+
+    def has_died(self) -> bool:
+        """Whether it has ended already."""
+        return self._process.poll() is not None
+
+    def end(self, seconds: float) -> None:
+        """Do nothing: it stays by itself until it has passed on the last words."""
+        self._process.returncode = 0  # else subprocess would warn that it still runs
+
+    def close(self) -> None:
+        """Let go of it: it ends."""
+        self.end(0)
+        for connection in (self._listener, *self._connections):
+            connection.close()
+
+
+def serve(state: State, said: str) -> None:
+    """Be the companion that `Child` has started: its plugin's state is ours. Does not return."""
+    for name in ("SIGINT", "SIGBREAK"):  # the console sends them to all of its processes
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        port, token, mark, state.pid, state.parent = json.loads(said)
+        state.settings = environment.parse(state.variables)
+        connections = []
+        for _ in range(2):
+            connections.append(_without_delay(socket.create_connection(("127.0.0.1", port))))
+            connections[-1].sendall(token.encode())
+
+        from goplugin.companion import process
+
+        control, events = connections
+        process.run(state, mark.encode(), control, events, 0)
+    finally:
+        os._exit(0)
+
+
+def _without_delay(connection: socket.socket) -> socket.socket:
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+class Poll:
+    """select.poll() by select.select()."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch a socket, or change for what."""
+        self._events[fd] = events
+
+    def unregister(self, fd: int) -> None:
+        """Watch it no more."""
+        del self._events[fd]
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait, at most so many milliseconds, and return what happened."""
+        seconds = None if timeout is None else timeout / 1000
+        reading, writing = ([fd for fd, events in self._events.items() if events & kind] for kind in (READ, WRITE))
+        if not reading and not writing:
+            time.sleep(seconds or 0)
+            return []
+        # A connection that fails is an exception there.
+        readable, writable, failed = select.select(reading, writing, writing, seconds)
+        found = {fd: READ * (fd in readable) | WRITE * (fd in writable) for fd in (*readable, *writable)}
+        return list((dict.fromkeys(failed, ERROR_ONLY) | found).items())
+
+
+def _in_thread(carry: Callable[[socket.socket], object]) -> socket.socket:
+    """Return a socket whose other end this function has, in a thread. When it returns, the socket ends."""
+    ours, theirs = socket.socketpair()
+
+    def run() -> None:
+        with theirs, contextlib.suppress(OSError):
+            carry(theirs)
+
+    threading.Thread(target=run, daemon=True).start()
+    ours.setblocking(False)
+    return ours
+
+
+def reads(fd: int) -> socket.socket:
+    """Return a socket on which arrives what comes through the pipe."""
+
+    def carry(theirs: socket.socket) -> None:
+        while data := os.read(fd, 65536):
+            theirs.sendall(data)
+
+    return _in_thread(carry)
+
+
+def writes(fd: int) -> socket.socket:
+    """Return a socket that leads to the pipe. It ends when nobody reads the pipe."""
+    import msvcrt
+
+    handle = ctypes.c_void_p(msvcrt.get_osfhandle(fd))  # type: ignore[attr-defined,unused-ignore]
+
+    def carry(theirs: socket.socket) -> None:
+        theirs.settimeout(_LOOK)
+        while True:
+            try:
+                data = theirs.recv(65536)
+            except TimeoutError:  # a write of nothing fails if nobody reads
+                if not _kernel.WriteFile(handle, b"", 0, ctypes.byref(ctypes.c_ulong()), None):
+                    return
+            else:
+                if not data:
+                    return
+                outputs.write_all(fd, data)
+
+    return _in_thread(carry)
+
+
+def flush(pipe: socket.socket, seconds: float) -> None:
+    """Return when what was sent is in the pipe, or after so many seconds."""
+    with contextlib.suppress(OSError):
+        pipe.shutdown(socket.SHUT_WR)
+        pipe.settimeout(seconds)
+        pipe.recv(1)
+
+
+def descriptor_limit() -> int:
+    """Return how many sockets select() takes."""
+    return 512
+
+
+def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[str], None]) -> None:
+    """Call gone(reason) when the process that started the plugin has ended, or when nobody reads its stderr."""
+
+    def watch(end: socket.socket, reason: str) -> None:
+        def on_event(_: int) -> None:
+            loop.forget(end)
+            end.close()
+            gone(reason)
+
+        loop.watch(end, READ, on_event)
+
+    watch(stderr.dup(), "the host is gone")
+    watch(_in_thread(lambda theirs: wait_for_process(parent)), "the process that started this plugin is gone")
+
+
+def wait_for_process(pid: int, milliseconds: int = _INFINITE) -> bool:
+    """Wait until it has ended; whether it has in time."""
+    handle = ctypes.c_void_p(_kernel.OpenProcess(_SYNCHRONIZE, False, pid))
+    try:
+        return not handle or _kernel.WaitForSingleObject(handle, milliseconds) == 0
+    finally:
+        _kernel.CloseHandle(handle)
+
+
+def is_orphan() -> bool:
+    """Whether the process that started us has ended: the companion notices that."""
+    return False
