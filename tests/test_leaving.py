@@ -73,7 +73,8 @@ for name in os.listdir("/proc/self/fd"):
     try:
         is_pipe = os.readlink(f"/proc/self/fd/{name}").startswith("pipe:")
         if not is_pipe:  # a pair of sockets has no names
-            with socket.socket(fileno=os.dup(int(name))) as pair: is_pipe = pair.getsockname() == pair.getpeername() == ""
+            with socket.socket(fileno=os.dup(int(name))) as pair:
+                is_pipe = pair.getsockname() == pair.getpeername() == ""
         if is_pipe and int(name) > 2: os.close(int(name))
     except OSError: pass
 """,
