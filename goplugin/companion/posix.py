@@ -160,7 +160,7 @@ def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]
         loop.watch(fd, events, on_event)
 
     def look_at_parent() -> None:
-        if _has_ended(parent):
+        if has_ended(parent):
             gone("the process that started this plugin is gone")
         else:
             loop.call_later(_PARENT_CHECK, look_at_parent)
@@ -175,7 +175,8 @@ def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]
             look_at_parent()
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process any more."""
     with contextlib.suppress(PermissionError):  # it is there, and another user's
         try:
             os.kill(pid, 0)

@@ -198,11 +198,11 @@ def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[s
         loop.watch(end, READ, on_event)
 
     watch(stderr.dup(), "the host is gone")
-    watch(_in_thread(lambda theirs: wait_for_process(parent)), "the process that started this plugin is gone")
+    watch(_in_thread(lambda theirs: has_ended(parent, _INFINITE)), "the process that started this plugin is gone")
 
 
-def wait_for_process(pid: int, milliseconds: int = _INFINITE) -> bool:
-    """Wait until it has ended; whether it has in time."""
+def has_ended(pid: int, milliseconds: int = 0) -> bool:
+    """Whether there is no such process any more, or after so many milliseconds."""
     handle = ctypes.c_void_p(_kernel.OpenProcess(_SYNCHRONIZE, False, pid))
     try:
         return not handle or _kernel.WaitForSingleObject(handle, milliseconds) == 0
