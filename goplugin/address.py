@@ -29,8 +29,8 @@ class Address(NamedTuple):
     address: str
 
     def target(self) -> str:
-        """Return the address as grpc spells it. ValueError if it is not an address."""
-        if self.network == "unix" and self.address:
+        """Return the address as grpc spells it. ValueError if it is not an address that this system has."""
+        if self.network == "unix" and self.address and UNIX_SOCKETS:
             return "unix:" + re.sub("[%#?]", lambda match: f"%{ord(match[0]):02X}", self.address)
         if self.network == "tcp" and re.fullmatch(r".+:[0-9]{1,5}", self.address):
             return self.address
