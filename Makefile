@@ -5,6 +5,7 @@ help:
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
 	@echo "make hosts     build tflint and OpenTofu, for the tests of the examples: 5 minutes, once; HOSTS=vault builds Vault"
+	@echo "make windows   run the tests that make sense there in Python for Windows, under Wine, which it installs: N minutes"
 	@echo "make lint      check style and types"
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
 	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
@@ -28,6 +29,11 @@ test-all: .venv/testing hosts
 HOSTS ?= tflint tofu
 hosts: go
 	@sh tests/hosts.sh $(HOSTS)
+
+# On Windows itself: python -m pytest -m "windows and not slow"
+windows: .venv/testing go
+	@sh tests/windows.sh
+	.windows/run -m pytest -p no:cacheprovider -m "windows and not slow"
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -64,7 +70,7 @@ bench: .venv/running go
 	.venv/bin/python bench/bench.py
 
 clean:
-	rm -rf .venv .venv-protos .hosts demo build dist *.pyz *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
+	rm -rf .venv .venv-protos .hosts .windows demo build dist *.pyz *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/testing: .venv/developing tests/requirements.txt
@@ -77,4 +83,4 @@ go: .venv/running
 
 include venv.mk
 
-.PHONY: help demo new test test-all hosts lint matrix own-protos bench clean go
+.PHONY: help demo new test test-all hosts windows lint matrix own-protos bench clean go

@@ -1,5 +1,6 @@
 """Fixtures: what is built once, and the world of each test."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import ROOT, World
+from harness import EXE, ROOT, World
 
 from examples import Example
 
@@ -20,25 +21,29 @@ def programs() -> Iterator[Path]:
         yield Path(folder)
 
 
+def build(binary: Path, package: str) -> Path:
+    """A Go program of what tests/host/go.mod has, built unless it is there."""
+    if "GOPLUGIN_TEST_PROGRAMS" in os.environ:  # where there is no Go: under Wine
+        return Path(os.environ["GOPLUGIN_TEST_PROGRAMS"], binary.name)
+    if not binary.exists():
+        assert shutil.which("go"), "the tests need Go: `make test` finds it"
+        subprocess.run(["go", "build", "-o", binary, package], cwd=ROOT / "tests" / "host", check=True)
+    return binary
+
+
 @pytest.fixture(scope="session")
 def host_binary(programs: Path) -> Path:
-    assert shutil.which("go"), "the tests need Go: `make test` finds it"
-    subprocess.run(["go", "build", "-o", programs / "host", "."], cwd=ROOT / "tests" / "host", check=True)
-    return programs / "host"
+    return build(programs / f"host{EXE}", ".")
 
 
 @pytest.fixture(scope="session")
 def example(programs: Path) -> Callable[[str], Path]:
     """One of go-plugin's own example programs, built: example("grpc"), example("grpc/plugin-go-grpc")."""
 
-    def build(name: str) -> Path:
-        binary = programs / name.replace("/", "-")
-        if not binary.exists():
-            package = f"github.com/hashicorp/go-plugin/examples/{name}"
-            subprocess.run(["go", "build", "-o", binary, package], cwd=ROOT / "tests" / "host", check=True)
-        return binary
+    def build_example(name: str) -> Path:
+        return build(programs / f"{name.replace('/', '-')}{EXE}", f"github.com/hashicorp/go-plugin/examples/{name}")
 
-    return build
+    return build_example
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +76,26 @@ def on_native(programs: Path) -> Path:
     assert source.count("pygrpc_native") == 2
     (folder / "plugin.py").write_text(source)
     return folder
+
+
+# `make windows` runs these too, except for unix_only tests. Some of the others cannot even be imported on Windows.
+ON_WINDOWS = {
+    "test_handshake.py",
+    "test_kv.py",
+    "test_log.py",
+    "test_stdio.py",
+}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    if sys.platform == "win32" and collection_path.name.startswith("test_"):
+        return collection_path.name not in ON_WINDOWS
+    return None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.name in ON_WINDOWS and not item.get_closest_marker("unix_only"):
+        item.add_marker(pytest.mark.windows)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

