@@ -28,6 +28,7 @@ def test_values_are_bytes(world: World, value: bytes) -> None:
     assert hashlib.sha256(get(host, "hello")).digest() == hashlib.sha256(value + SUFFIX).digest()
 
 
+@pytest.mark.unix_only("it calls sh")
 @pytest.mark.plain_only("a host of its own")
 def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
     """The README's command, and files interchangeable with the Go plugin's, both ways."""
@@ -51,6 +52,7 @@ def test_put_survives_sigkill(world: World) -> None:
     assert (world.folder / "kv_hello").read_bytes() == b"world" + SUFFIX
 
 
+@pytest.mark.unix_only("the plugin stops itself by SIGSTOP")
 def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
     world.env["KV_PLUGIN"] = str(world.kv_plugin)
     host = world.started(PLUGINS / "stops_midway.py")
@@ -131,6 +133,7 @@ def test_no_key_replaces_the_plugins_own_code(world: World) -> None:
     assert {name: (world.folder / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.unix_only("the system's words are others there")
 def test_errors_say_what_is_wrong(world: World) -> None:
     host = world.started()
     with pytest.raises(CallError, match="NotFound.*nobody put this") as missing:
@@ -146,6 +149,7 @@ def test_errors_say_what_is_wrong(world: World) -> None:
     assert not list(world.folder.glob(".kv_*"))
 
 
+@pytest.mark.unix_only("it mounts one")
 def test_full_disk(world: World) -> None:
     """A real one, of 64 KiB, in a mount namespace of the plugin's own."""
     command = shlex.join([sys.executable, str(world.kv_plugin)])
@@ -158,6 +162,7 @@ def test_full_disk(world: World) -> None:
     put(host, "other", b"v" * 40_000)  # the failed Put gave its space back
 
 
+@pytest.mark.unix_only("the plugin becomes another user")
 @pytest.mark.grpcio_only("by then the plugin cannot read its modules")
 @pytest.mark.plain_only("the plugin becomes another user, whom the TLS terminator's folder keeps out")
 def test_no_permission(world: World) -> None:

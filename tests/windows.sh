@@ -1,4 +1,4 @@
-# Makes .windows: Python for Windows, under Wine, with what the tests need, and their Go programs, built for Windows.
+# Makes .windows: Python for Windows, under Wine, with what the tests need, and their Go host, built for Windows.
 # `make windows` runs it. On Windows itself nothing of this is needed: CONTRIBUTING.md.
 set -eu
 
@@ -58,24 +58,25 @@ __declspec(dllexport) int __stdcall ProcessPrng(unsigned char *bytes, unsigned l
 C
         x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o "$random" .windows/entry.c -ladvapi32
     fi
-    # Without these, platform.platform(), os.getppid() and shutil.copy() end the process.
+    # Without these, platform.platform(), shutil.copy2() and os.getppid() end the process. They are in modules that
+    # cx_Freeze copies, so that its programs have them too; os itself is a part of python312.dll.
     rm $python/lib/_wmi.pyd
-    cat >$python/lib/site-packages/sitecustomize.py <<'P'
-import _winapi
-import ctypes
-import os
-
-del _winapi.CopyFile2  # shutil then copies without it
+    sed -i 's/hasattr(_winapi, "CopyFile2")/False/' $python/lib/shutil.py
+    cat >>$python/lib/encodings/__init__.py <<'P'
 
 
 def getppid():
+    import ctypes
+
     query, info = ctypes.WinDLL("ntdll").NtQueryInformationProcess, (ctypes.c_void_p * 6)()
     query.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p]
     query(-1, 0, ctypes.byref(info), ctypes.sizeof(info), None)
     return info[5] or 0
 
 
-os.getppid = getppid
+import nt
+
+nt.getppid = getppid
 P
 }
 
@@ -102,6 +103,7 @@ if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
 set -o pipefail
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all WINEDLLOVERRIDES=winedbg.exe=d
 export GOPLUGIN_TEST_PROGRAMS='Z:$PWD/.windows/programs'
+wineboot >/dev/null 2>&1 # or Wine's services have our pipes, and keep them as long as anything runs in .windows/prefix
 wine '$PWD/$python/python.exe' "\$@" 2>&1 | cat
 R
     chmod +x .windows/run
@@ -109,8 +111,6 @@ R
     echo "$wanted" >.windows/version
 fi
 
-# There is no Go in Wine: tests/conftest.py finds them here.
+# There is no Go in Wine: tests/conftest.py finds it here.
 cd tests/host
-export GOOS=windows GOARCH=amd64
-go build -o ../../.windows/programs/host.exe .
-go build -o ../../.windows/programs/grpc.exe github.com/hashicorp/go-plugin/examples/grpc
+GOOS=windows GOARCH=amd64 go build -o ../../.windows/programs/host.exe .

@@ -31,9 +31,10 @@ from typing import Any
 if "PROBE_NOISY" in os.environ:
     print("stray print at import")
     os.write(1, b"stray write to file descriptor 1\n")
-    ctypes.CDLL(None).puts(b"stray line of a C library")
-    ctypes.CDLL(None).fflush(None)
-    subprocess.run(["echo", "stray line of a child"], check=True)
+    library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+    library.puts(b"stray line of a C library")
+    library.fflush(None)
+    subprocess.run([*(["cmd", "/c"] if sys.platform == "win32" else []), "echo", "stray line of a child"], check=True)
     os.system("echo stray line of a shell")
     print("1|1|tcp|127.0.0.1:1|grpc")
     print("x" * 100_000)
