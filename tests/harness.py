@@ -51,6 +51,13 @@ def name_of(process: psutil.Process) -> str:
     return name.lower()
 
 
+def is_companion(process: psutil.Process) -> bool:
+    """On Windows, whether it was started as one: it has the same command as its plugin."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return "GOPLUGIN_COMPANION" in process.environ()
+    return False
+
+
 class CallError(Exception):
     """A call that ended with another status than OK; code is Go's name of it, NotFound say."""
 
@@ -245,10 +252,13 @@ class World:
 
     def plugins(self) -> list[psutil.Process]:
         """The Python processes among them: plugins, and children of theirs."""
-        return self._named("python")
+        companions = self.companions() if sys.platform == "win32" else []
+        return [process for process in self._named("python") if process not in companions]
 
     def companions(self) -> list[psutil.Process]:
         """The processes beside the plugins."""
+        if sys.platform == "win32":
+            return [process for process in self._named("python") if is_companion(process)]
         return self._named("companion")
 
     def _named(self, name: str) -> list[psutil.Process]:

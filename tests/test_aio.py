@@ -29,6 +29,7 @@ def run(host: Host, code: str, **options: object) -> object:
     return probe.do(host, "run_async", code, **options)
 
 
+@pytest.mark.windows
 def test_a_deadline_cancels_the_handler(world: World) -> None:
     host = probe.start(world)
     code = "try: await asyncio.sleep(60)\nexcept asyncio.CancelledError:\n    open('cancelled', 'w')\n    raise"
@@ -38,6 +39,7 @@ def test_a_deadline_cancels_the_handler(world: World) -> None:
     assert run(host, "return 1") == 1
 
 
+@pytest.mark.windows
 def test_a_caller_that_leaves_cancels_the_handler(world: World) -> None:
     host = probe.start(world)
     host.ask("open", stream=1, method="/probe.Streams/hold_or_note")
@@ -60,6 +62,7 @@ def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_plugin(world
     assert world.gone(1)
 
 
+@pytest.mark.windows
 def test_a_cancelled_handler_has_time_to_clean_up(world: World) -> None:
     """Kill() closes the connection after Shutdown, which cancels the calls in flight."""
     host = probe.start(world)
@@ -86,6 +89,7 @@ RAISED = {
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks cannot tell there who cancelled them")
 @pytest.mark.parametrize("code", RAISED)
+@pytest.mark.windows
 def test_whatever_a_handler_raises_is_answered(world: World, code: str) -> None:
     host = probe.start(world)
     with pytest.raises(CallError) as raised:
@@ -188,6 +192,7 @@ open("begun", "w")
 """
 
 
+@pytest.mark.windows
 def test_a_handler_that_is_def_has_a_whole_context(world: World) -> None:
     host = probe.start(world)
     assert probe.do(host, "run", CONTEXT + "result = context.peer()", seconds=5)
@@ -271,6 +276,7 @@ def test_debug_lines_of_grpc_and_asyncio_stay_away(world: World) -> None:
     assert not [module for module in modules if "grpc" in module or "asyncio" in module]
 
 
+@pytest.mark.windows
 def test_wait_can_be_cancelled(world: World) -> None:
     """As by asyncio.timeout(): main() may wait for other things in between."""
     text = ON_ASYNCIO.replace(
@@ -335,6 +341,7 @@ def test_what_waits_when_the_broker_closes_is_told() -> None:
         assert repr(wait.exception()) == repr(dialled)
 
 
+@pytest.mark.windows
 def test_the_test_host_drives_the_example(world: World, tmp_path: Path) -> None:
     import kv_pb2
     import kv_pb2_grpc

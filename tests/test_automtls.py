@@ -59,6 +59,7 @@ def refusals(host: Host) -> list[str]:
 
 
 @pytest.mark.parametrize("who", ["no certificate", "P-256", "P-521", "TLS 1.1"])
+@pytest.mark.windows
 def test_strangers_in_go(world: World, who: str) -> None:
     host = probe.start(world, **MTLS)
     with pytest.raises(CallError):
@@ -77,6 +78,7 @@ def test_strangers_in_go(world: World, who: str) -> None:
 
 
 @pytest.mark.parametrize("who", ["none", "P-256", "P-521"])
+@pytest.mark.windows
 def test_strangers_in_python(world: World, who: str) -> None:
     host = probe.start(world, **MTLS)
     curve = ec.SECP256R1() if who == "P-256" else ec.SECP521R1()
@@ -96,6 +98,7 @@ def test_strangers_in_python(world: World, who: str) -> None:
     ],
     ids=["HTTP/2", "HTTP/1", "zeros", "random", "nothing"],
 )
+@pytest.mark.windows
 def test_what_is_not_tls(world: World, data: bytes, reason: str) -> None:
     host = probe.start(world, **MTLS)
     with socket.create_connection(("127.0.0.1", port_of(host)), timeout=15) as connection:
@@ -120,6 +123,7 @@ def hand_started(world: World, client_cert: str, **variables: str) -> Any:
     return world.run(sys.executable, world.kv_plugin, env=env)
 
 
+@pytest.mark.windows
 def test_the_hosts_key_is_let_in_and_an_expired_one_not(world: World) -> None:
     """Its own certificate even: the oracle that the refusals above are not for another reason."""
     for name, days, expected in (("good", (-1, 1), True), ("expired", (-2, -1), False), ("early", (1, 2), False)):
@@ -133,6 +137,7 @@ def test_the_hosts_key_is_let_in_and_an_expired_one_not(world: World) -> None:
         assert err.count("refused") <= 1
 
 
+@pytest.mark.windows
 def test_handshake_line_and_certificate(world: World) -> None:
     process = hand_started(world, certificate_in(make_certificate(world.folder, "host")))
     fields = line(process).rstrip("\n").split("|")
@@ -159,6 +164,7 @@ def test_with_multiplexing_asked_for(world: World) -> None:
 @pytest.mark.parametrize(
     "client_cert", ["garbage", " ", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "\xff" * 99]
 )
+@pytest.mark.windows
 def test_an_unreadable_client_cert_is_an_error(world: World, client_cert: str) -> None:
     process = hand_started(world, client_cert)
     out, err = process.communicate(timeout=10)
@@ -311,6 +317,7 @@ def test_mutated_hellos(world: World) -> None:
 
 
 @pytest.mark.parametrize("victim", ["plugin", "companion", "host"])
+@pytest.mark.windows
 def test_killed_under_load(world: World, victim: str) -> None:
     """By SIGKILL: whichever it is, the others are gone within 2 s, and nothing is left."""
     host = probe.start(world, shell=True, **MTLS)
@@ -348,6 +355,7 @@ def test_one_gigabyte_each_way(world: World) -> None:
     assert companion.memory_info().rss < 80 << 20
 
 
+@pytest.mark.windows
 def test_reflection_and_health_are_behind_it(world: World) -> None:
     host = probe.start(world, **MTLS)
     host.ask("ping")
@@ -356,6 +364,7 @@ def test_reflection_and_health_are_behind_it(world: World) -> None:
     assert b"plugin.GRPCStdio" in host.ask("recv", stream=1)["message"]
 
 
+@pytest.mark.windows
 def test_broker_refuses_strangers_too(world: World) -> None:
     host = probe.start(world, **MTLS)
     before = {port_of(host)}
@@ -374,6 +383,7 @@ def test_broker_refuses_strangers_too(world: World) -> None:
     assert probe.do(host, "echo", "x", broker=1) == "x"
 
 
+@pytest.mark.windows
 def test_broker_dials_the_host_alone(world: World) -> None:
     """A server with another certificate, though of the same names, is not talked to."""
     host = probe.start(world, **MTLS)
@@ -399,6 +409,7 @@ def files(world: World) -> dict[str, Path]:
     return {name: make_certificate(world.folder, name) for name in names}
 
 
+@pytest.mark.windows
 def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) -> None:
     """go-plugin's TLSProvider: the same refusals, and nothing in the handshake's sixth field."""
     world.env["PROBE_TLS_FILES"] = f"{files['server']}:{files['server']}:{files['client']}"
@@ -457,6 +468,7 @@ def test_a_long_temporary_folder(world: World) -> None:
     long.rmdir()
 
 
+@pytest.mark.windows
 def test_children_do_not_keep_the_companion(world: World) -> None:
     """A child by fork holds no end of its socket pair."""
     host = probe.start(world, **MTLS)

@@ -56,11 +56,13 @@ def test_go_plugins_bidirectional_example(world: World, example: Callable[[str],
     assert counter("get", "n") == "42\n"
 
 
+@pytest.mark.windows
 def test_dial_what_the_host_serves(world: World) -> None:
     host = probe.start(world)
     assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
 
 
+@pytest.mark.windows
 def test_no_message_limit(world: World) -> None:
     host = probe.start(world)
     assert probe.do(host, "dial", [serve(host), "x", 32_000_000]) == "the same"
@@ -75,6 +77,7 @@ def test_the_info_may_come_after_the_call(world: World) -> None:
     assert call()["message"] == b'"the same"'
 
 
+@pytest.mark.windows
 def test_several_dials_at_once(world: World) -> None:
     host = probe.start(world)
     ids = [serve(host) for _ in range(100)]
@@ -87,6 +90,7 @@ def test_several_dials_at_once(world: World) -> None:
     assert eventually(lambda: probe.do(host, "descriptors") <= before + 2)
 
 
+@pytest.mark.windows
 def test_accept_serves_the_host(world: World) -> None:
     host = probe.start(world)
     service_id = probe.do(host, "next_id")
@@ -126,6 +130,7 @@ def test_ids_of_both_sides_may_be_equal(world: World) -> None:
     assert probe.do(host, "echo", "x", broker=service_id) == "x"
 
 
+@pytest.mark.windows
 def test_an_id_nobody_serves(world: World) -> None:
     host = probe.start(world)
     begin = time.monotonic()
@@ -135,6 +140,7 @@ def test_an_id_nobody_serves(world: World) -> None:
 
 
 @pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.windows
 def test_an_id_dialled_twice(world: World) -> None:
     host = probe.start(world)
     service_id = serve(host)
@@ -143,6 +149,7 @@ def test_an_id_dialled_twice(world: World) -> None:
         probe.do(host, "dial", [service_id, "x", 1])
 
 
+@pytest.mark.windows
 def test_an_id_accepted_twice(world: World) -> None:
     host = probe.start(world)
     probe.do(host, "accept", 5)
@@ -216,6 +223,7 @@ def test_a_stream_of_garbage(world: World) -> None:
     assert probe.do(host, "dial", [serve(host), "x", 1]) == "the same"
 
 
+@pytest.mark.windows
 def test_everything_ends_with_the_plugin(world: World) -> None:
     """A dial that waits and accepted ids do not delay Kill(); files and processes are checked after every test."""
     host = probe.start(world)

@@ -43,6 +43,7 @@ def results(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[i
     return code, {line["check"]: line for line in lines}
 
 
+@pytest.mark.windows
 def test_this_plugin(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "goplugin", "check", *COOKIE, "--", sys.executable, str(ROOT / "plugin.py")]
     run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -72,6 +73,7 @@ def test_go_plugins_own(
         ({"CERT": "|" + "A" * 60}, "certificate", "though no AutoMTLS was asked for"),
     ],
 )
+@pytest.mark.windows
 def test_a_mistake_is_found(
     changes: dict[str, str],
     name: str,
@@ -99,6 +101,7 @@ def test_a_mistake_is_found(
         ([*COOKIE, "--", "./no-such-command"], "cannot run the command"),
     ],
 )
+@pytest.mark.windows
 def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         check.main(["check", *arguments])

@@ -18,6 +18,7 @@ WAYS = ["fork", "spawn", "forkserver"]
 @pytest.mark.parametrize("end", ["Kill()", "plugin killed", "host killed"])
 @pytest.mark.parametrize("kind", ["Process", "daemon", "Pool", "ProcessPoolExecutor"])
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.windows
 def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str) -> None:
     host = world.started(PLUGINS / "pool_plugin.py")
     put(host, kind, way.encode())
@@ -34,6 +35,7 @@ def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.windows
 def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     """Whole, with level, module and pairs; also their exceptions. What the host said to the plugin is not theirs."""
     host = world.started(PLUGINS / "pool_plugin.py")

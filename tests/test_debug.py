@@ -25,6 +25,7 @@ def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dic
 
 
 @pytest.mark.grpcio_only("killed, it leaves pygrpc-native's folder behind")
+@pytest.mark.windows
 def test_what_the_host_needs(world: World) -> None:
     process, printed = debug(world, "registry.terraform.io/me/kv")
     address = printed["registry.terraform.io/me/kv"]["Addr"]["String"]
@@ -58,6 +59,7 @@ def test_with_a_hosts_variables_too(world: World) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.windows
 def test_hosts_attach_together_and_in_turn(world: World, stop: signal.Signals) -> None:
     process, printed = debug(world)
     config = printed["plugin"]

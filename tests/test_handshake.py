@@ -19,6 +19,7 @@ from kv import put
 from goplugin import HandshakeConfig, environment
 from goplugin.handshake import handshake_line
 
+pytestmark = pytest.mark.windows
 ALSO_ON_ASYNCIO = True
 
 

@@ -98,6 +98,7 @@ RECORDS = ['{"@message":5}', '{"@message":"m","@level":{}}', '{"@message":"m","@
 
 @pytest.mark.parametrize("frames", ["one frame", "two frames"])
 @pytest.mark.parametrize("token", ["no token", "right token"])
+@pytest.mark.windows
 def test_a_record_of_a_child_cannot_end_the_host(world: World, token: str, frames: str) -> None:
     """It is checked as a line is, when it is whole."""
     host, right = probe.start(world), TOKENS[token] == RIGHT

@@ -17,6 +17,7 @@ from kv import SUFFIX, get, put
 import kv_pb2
 import plugin
 
+pytestmark = pytest.mark.windows
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 

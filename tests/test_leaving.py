@@ -55,6 +55,7 @@ def test_without_its_companion_the_plugin_does_not_start(world: World, says: str
 
 @pytest.mark.grpcio_only("pygrpc-native's folder stays behind")
 @pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.windows
 def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> None:
     """It has no other world to live in."""
     host = probe.start(world)

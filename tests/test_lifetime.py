@@ -22,6 +22,7 @@ def gone_within(world: World, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
+@pytest.mark.windows
 def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
     host = world.started(shell=shell)
     put(host, "k", b"v")
@@ -32,12 +33,14 @@ def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
+@pytest.mark.windows
 def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
     host = world.started(shell=shell)
     host.process.kill()
     assert gone_within(world, 2)
 
 
+@pytest.mark.windows
 def test_gone_when_the_host_is_killed_during_a_call(world: World) -> None:
     host = probe.start(world, shell=True)
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
@@ -87,6 +90,7 @@ def test_children_of_the_plugin_hear_sigint(world: World) -> None:
     assert probe.do(probe.start(world), "signal_of_child") == -signal.SIGINT
 
 
+@pytest.mark.windows
 def test_calls_in_flight_may_finish(world: World) -> None:
     """Shutdown is answered at once; the handler still has time to end what it began."""
     host = probe.start(world)
@@ -116,6 +120,7 @@ def test_sigterm_that_another_thread_gets(world: World) -> None:
 
 
 @pytest.mark.parametrize("stuck", ["sleep", "hold_thread"])
+@pytest.mark.windows
 def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
     """A handler that never returns, or a thread of the plugin's that Python would wait for: gone before the 2 s."""
     host = probe.start(world)
@@ -204,6 +209,7 @@ def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> No
     assert probe.do(host, "echo", "still here") == "still here"
 
 
+@pytest.mark.windows
 def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
     """More than there are threads: the host waits for its answer without a deadline."""
     host = probe.start(world)
@@ -217,6 +223,7 @@ def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
 
 
+@pytest.mark.windows
 def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
     for variable, text in (("PROBE_FAILS", "it fails at import"), ("PROBE_DOES_NOT_WAIT", "main fails")):
         world.env[variable] = "1"
@@ -232,6 +239,7 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
         del world.env[variable]
 
 
+@pytest.mark.windows
 def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
     """A child that lives on has none of our descriptors; nor has one by fork without exec our end of stdout."""
     host = probe.start(world)
@@ -262,6 +270,7 @@ def test_idle_costs_no_wake_ups(world: World) -> None:
     assert switches() - before < 60
 
 
+@pytest.mark.windows
 def test_an_exception_in_a_handler(world: World) -> None:
     """The caller gets a status with the message, the host's log the traceback, and the next call works."""
     host = probe.start(world)

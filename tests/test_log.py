@@ -14,6 +14,7 @@ from harness import PLUGINS, CallError, Host, World, eventually
 
 from goplugin.log import hclog_line
 
+pytestmark = pytest.mark.windows
 ALSO_ON_ASYNCIO = True
 
 

@@ -17,11 +17,13 @@ from goplugin.companion import hop
 from goplugin.companion.tls import TLS, TLSError, contexts_for
 from goplugin.services import host_pb2
 
+pytestmark = pytest.mark.windows
 WORLDS = ["AutoMTLS", "asyncio, AutoMTLS", "multiplexed", "multiplexed, asyncio, AutoMTLS"]
 
 
 def start(world: World) -> Host:
-    world.env["PYTHONPATH"] = f"{PLUGINS / 'no_unix_sockets'}{os.pathsep}{world.env['PYTHONPATH']}"
+    if hasattr(socket, "AF_UNIX"):
+        world.env["PYTHONPATH"] = f"{PLUGINS / 'no_unix_sockets'}{os.pathsep}{world.env['PYTHONPATH']}"
     return probe.start(world)
 
 

@@ -148,6 +148,7 @@ MISTAKES = [("threads", mistake) for mistake in ENDS] + [("asyncio", mistake) fo
 
 
 @pytest.mark.parametrize(("kind", "mistake"), MISTAKES)
+@pytest.mark.windows
 def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> None:
     right, mistakes = (ON_ASYNCIO, ENDS_ON_ASYNCIO) if kind == "asyncio" else (RIGHT, ENDS)
     wrong, instead, message = mistakes[mistake]
@@ -188,6 +189,7 @@ def test_the_right_plugin_says_nothing(world: World, right: str, auto_mtls: bool
     assert errors(host) == []
 
 
+@pytest.mark.windows
 def test_grpc_imported_first_is_told_and_works(world: World) -> None:
     host = start(world, "import goplugin\nimport grpc\n", "import grpc\nimport goplugin\n")
     host.ask("start")
@@ -197,6 +199,7 @@ def test_grpc_imported_first_is_told_and_works(world: World) -> None:
 
 
 @pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@pytest.mark.windows
 def test_a_server_without_goplugins_arguments_is_told_and_works(world: World, right: str) -> None:
     instead = "" if "asyncio" in right else "__import__('concurrent.futures').futures.ThreadPoolExecutor(10)"
     host = start(world, "**plugin.server_arguments", instead, right)
@@ -217,6 +220,7 @@ WAYS_TO_PRINT = [
 
 
 @pytest.mark.parametrize("way", WAYS_TO_PRINT)
+@pytest.mark.windows
 def test_ways_to_print_the_handshake_line(world: World, way: str) -> None:
     host = start(world, "print(plugin.listen(server), flush=True)", way)
     host.ask("start")
@@ -233,6 +237,7 @@ WAYS_TO_WAIT = [
 
 
 @pytest.mark.parametrize("way", WAYS_TO_WAIT)
+@pytest.mark.windows
 def test_other_ways_to_wait_leave_on_shutdown_too(world: World, way: str) -> None:
     host = start(world, "plugin.wait()", way)
     host.ask("start")
@@ -254,6 +259,7 @@ def by_hand(world: World, *arguments: str, **variables: str) -> tuple[int, str, 
 
 
 @pytest.mark.parametrize("arguments", [("--debgu",), ("--config", "x"), ("-d",)])
+@pytest.mark.windows
 def test_an_unknown_option_by_hand(world: World, arguments: tuple[str, ...]) -> None:
     code, out, err = by_hand(world, *arguments)
     assert (code, out) == (1, "")
@@ -297,6 +303,7 @@ def test_without_its_packages_it_says_so(world: World) -> None:
     assert f"(is it installed for {sys.executable}?)" in record["@message"]
 
 
+@pytest.mark.windows
 def test_a_plugin_without_the_health_service(world: World) -> None:
     text = "\n".join(line for line in RIGHT.splitlines() if "health" not in line)
     host = world.host(script(world, text))
@@ -306,6 +313,7 @@ def test_a_plugin_without_the_health_service(world: World) -> None:
     assert host.logged("the host calls the health service, and there is none", **{"@level": "error"})
 
 
+@pytest.mark.windows
 def test_a_method_that_nobody_wrote(world: World) -> None:
     """One debug line: hosts try optional methods all the time."""
     text = RIGHT.replace("KVServicer()", "kv_pb2_grpc.KVServicer()")

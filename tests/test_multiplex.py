@@ -47,6 +47,7 @@ def test_there_is_one_connection(world: World) -> None:
             second.recv(1)
 
 
+@pytest.mark.windows
 def test_each_id_leads_to_its_own_server(world: World) -> None:
     """Of those that the plugin serves, only the first one has a health service."""
     host = probe.start(world)
@@ -65,6 +66,7 @@ def test_each_id_leads_to_its_own_server(world: World) -> None:
     assert host.call(health, b"\x0a\x06plugin") == b"\x08\x01"
 
 
+@pytest.mark.windows
 def test_an_id_can_be_dialled_again(world: World) -> None:
     """As in Go, where each connection has its knock."""
     host = probe.start(world)
@@ -77,6 +79,7 @@ def test_an_id_can_be_dialled_again(world: World) -> None:
         assert probe.do(host, "echo", "x", broker=1) == "x"
 
 
+@pytest.mark.windows
 def test_the_host_dials_before_the_plugin_accepts(world: World) -> None:
     host = probe.start(world)
     host.ask("dial", broker=5)
@@ -176,6 +179,7 @@ def hand_started(world: World) -> tuple[Any, socket.socket]:
     return process, socket.create_connection((host, int(port)))
 
 
+@pytest.mark.windows
 def test_what_is_not_yamux_ends_the_plugin(world: World) -> None:
     """Nobody can call it any more. The log has the reason."""
     process, connection = hand_started(world)
@@ -187,6 +191,7 @@ def test_what_is_not_yamux_ends_the_plugin(world: World) -> None:
     connection.close()
 
 
+@pytest.mark.windows
 def test_a_host_that_hangs_up_ends_the_plugin(world: World) -> None:
     process, connection = hand_started(world)
     connection.close()
@@ -270,6 +275,7 @@ def test_a_certificate_of_the_plugins_own(world: World) -> None:
     assert probe.do(host, "echo", "x", broker=1) == "x"
 
 
+@pytest.mark.windows
 def test_the_kv_host(world: World) -> None:
     host = world.started()
     put(host, "k", b"v" * 5_000_000)
@@ -296,6 +302,7 @@ def test_no_descriptor_left_for_a_dial(world: World) -> None:
     assert probe.do(host, "dial", [next_one, "x", 1]) == "the same"
 
 
+@pytest.mark.windows
 def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
     """Though the companion learns of the ends of plugin and connection at the same moment."""
     process, connection = hand_started(world)

@@ -8,6 +8,7 @@ import probe
 import pytest
 from harness import Host, World, eventually
 
+pytestmark = pytest.mark.windows
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 MB = 1_000_000

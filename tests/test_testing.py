@@ -62,6 +62,7 @@ def script(text: str) -> list[str]:
 
 
 @AUTO_MTLS
+@pytest.mark.windows
 def test_both_ways_of_the_broker(auto_mtls: bool) -> None:
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
         served = client.broker.next_id()
@@ -75,6 +76,7 @@ def test_both_ways_of_the_broker(auto_mtls: bool) -> None:
 
 
 @AUTO_MTLS
+@pytest.mark.windows
 def test_what_it_prints_and_logs(auto_mtls: bool) -> None:
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
         probe(client, "print", ["stdout", "to stdout, wörld\n", 1, 1])
@@ -95,6 +97,7 @@ def test_a_plugin_in_go(example: Callable[[str], Path], tmp_path: Path, auto_mtl
     assert client.handshake_line.startswith("1|1|unix|")
 
 
+@pytest.mark.windows
 def test_a_plugin_that_runs_already(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "plugin.py"), "--debug"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -120,6 +123,7 @@ def test_a_plugin_that_runs_already(tmp_path: Path) -> None:
         "print('1|1|tcp|127.0.0.1:1|grpc', flush=True); import time; time.sleep(60)": "cannot connect to 127.0.0.1:1",
     }.items(),
 )
+@pytest.mark.windows
 def test_a_plugin_that_does_not_start(text: str, error: str) -> None:
     says = "sys.stderr.write('its last words\\n'); sys.stderr.flush()\n"
     plugin = start(script(says + text), HANDSHAKE, timeout=1 if "sleep" in text else 30)
@@ -135,12 +139,14 @@ def test_a_plugin_that_says_nothing() -> None:
         pass
 
 
+@pytest.mark.windows
 def test_auto_mtls_needs_a_certificate_in_the_line() -> None:
     plugin = start(script("print('1|1|tcp|127.0.0.1:1|grpc')"), HANDSHAKE, auto_mtls=True)
     with pytest.raises(PluginError, match="no certificate"), plugin:
         pass
 
 
+@pytest.mark.windows
 def test_a_plugin_whose_certificate_is_another_one() -> None:
     stranger = tls.for_handshake(tls.make_certificate()[0])
     swap = f"""
@@ -160,11 +166,13 @@ def test_a_certificate_that_is_none() -> None:
         pass
 
 
+@pytest.mark.windows
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), start([tmp_path / "nothing"], HANDSHAKE):
         pass
 
 
+@pytest.mark.windows
 def test_a_plugin_that_does_not_leave_is_killed() -> None:
     with start(PROBE_PLUGIN, PROBE, env=ENV) as client:
         psutil.Process(client.pid).suspend()
@@ -174,6 +182,7 @@ def test_a_plugin_that_does_not_leave_is_killed() -> None:
     assert client.exit_code == -9
 
 
+@pytest.mark.windows
 def test_versions_are_negotiated() -> None:
     both = goplugin.HandshakeConfig([6, 1], "BASIC_PLUGIN", "hello")
     with start([sys.executable, ROOT / "plugin.py"], both) as client:
