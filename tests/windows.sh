@@ -38,46 +38,49 @@ unpack_python() { # PyPI has no python.exe, but Maven Central has one, packed fo
     cp $python/lib/vcruntime140*.dll $python
 }
 
+library() { # the DLL $1 of the C code $2, which exports what stdin names
+    { echo "LIBRARY ${1##*/}" && echo EXPORTS && cat; } >.windows/exports.def
+    printf '%s\nint __stdcall entry(void *a, unsigned b, void *c) { return 1; }\n' "$2" >.windows/code.c
+    x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o "$1" .windows/code.c .windows/exports.def \
+        -lkernel32 -lntdll -ladvapi32
+}
+
 complete_python() { # with what the package lacks, and with what Wine 8 lacks
     # Extensions for the stable ABI load python3.dll, which passes all on to python312.dll.
-    x86_64-w64-mingw32-nm $python/libs/python3.lib 2>/dev/null | sed -n 's/.* __imp_//p' | sort -u |
-        sed '1i LIBRARY python3.dll\nEXPORTS
-            s/.*/& = python312.&/' >.windows/python3.def
-    echo 'int __stdcall entry(void *a, unsigned b, void *c) { return 1; }' >.windows/entry.c
-    x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o $python/python3.dll .windows/entry.c .windows/python3.def
+    x86_64-w64-mingw32-nm $python/libs/python3.lib 2>/dev/null | sed -n 's/.* __imp_\(.*\)/\1 = python312.\1/p' |
+        sort -u | library $python/python3.dll ''
 
-    wineboot --init >.windows/log 2>&1 || fail "Wine does not start: .windows/log says why"
-    # Rust and Go get random numbers from this.
-    random=$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll
-    if [ ! -e "$random" ]; then
-        cat >>.windows/entry.c <<'C'
-__declspec(dllimport) unsigned char __stdcall SystemFunction036(void *, unsigned long);
-__declspec(dllexport) int __stdcall ProcessPrng(unsigned char *bytes, unsigned long long size) {
-    return SystemFunction036(bytes, size);
+    # Python's kernel32.dll. The functions that Wine lacks are those of os.getppid() and shutil.copy2().
+    x86_64-w64-mingw32-objdump -p $python/python312.dll |
+        awk '/DLL Name:/ { ours = $3 == "KERNEL32.dll"; next } ours && NF == 3 { print $3 }' | grep '^[A-Z]' |
+        sed '/^Pss/! { /^CopyFile2$/! s/.*/& = kernel32.&/ }' | library $python/PYKERN32.dll '
+unsigned __stdcall NtQueryInformationProcess(void *, int, void *, unsigned, void *);
+unsigned __stdcall PssCaptureSnapshot(void *process, unsigned flags, unsigned context, void **snapshot) {
+    *snapshot = process;
+    return 0;
 }
-C
-        x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o "$random" .windows/entry.c -ladvapi32
-    fi
-    # Without these, platform.platform(), shutil.copy2() and os.getppid() end the process. They are in modules that
-    # cx_Freeze copies, so that its programs have them too; os itself is a part of python312.dll.
-    rm $python/lib/_wmi.pyd
-    sed -i 's/hasattr(_winapi, "CopyFile2")/False/' $python/lib/shutil.py
-    cat >>$python/lib/encodings/__init__.py <<'P'
+unsigned __stdcall PssQuerySnapshot(void *snapshot, int what, unsigned *answer, unsigned size) {
+    unsigned long long info[6];
+    NtQueryInformationProcess(snapshot, 0, info, sizeof info, 0);
+    answer[8] = info[5]; // the parent
+    return 0;
+}
+unsigned __stdcall PssFreeSnapshot(void *process, void *snapshot) { return 0; }
+int __stdcall CopyFileW(const void *from, const void *to, int only_new);
+unsigned __stdcall GetLastError(void);
+int __stdcall CopyFile2(const void *from, const void *to, void *how) {
+    return CopyFileW(from, to, 0) ? 0 : 0x80070000 | GetLastError();
+}'
+    LC_ALL=C sed -i 's/KERNEL32\.dll/PYKERN32.dll/' $python/python312.dll
 
+    rm $python/lib/_wmi.pyd # or platform.platform() ends the process
 
-def getppid():
-    import ctypes
-
-    query, info = ctypes.WinDLL("ntdll").NtQueryInformationProcess, (ctypes.c_void_p * 6)()
-    query.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p]
-    query(-1, 0, ctypes.byref(info), ctypes.sizeof(info), None)
-    return info[5] or 0
-
-
-import nt
-
-nt.getppid = getppid
-P
+    # Rust and Go get random numbers from this.
+    wineboot --init >.windows/log 2>&1 || fail "Wine does not start: .windows/log says why"
+    random=$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll
+    [ -e "$random" ] || echo ProcessPrng | library "$random" '
+unsigned char __stdcall SystemFunction036(void *, unsigned);
+int __stdcall ProcessPrng(unsigned char *bytes, unsigned long long size) { return SystemFunction036(bytes, size); }'
 }
 
 install_packages() { # uv, because it reads the requirements as on Windows; pip would read them as here
