@@ -83,7 +83,7 @@ class Check:
         env = {key: value for key, value in self._env.items() if key != self._handshake.magic_cookie_key}
         try:
             run = subprocess.run(
-                self._command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+                self._command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * PATIENCE, check=False
             )
         except subprocess.TimeoutExpired:
             return Result(name, FAILED, "it runs without the cookie", "exit if the cookie is missing, and say why")

@@ -240,7 +240,7 @@ if not STATE.by_host and STATE.outputs.join(os.environ.get(_STDERR, "")):
     _watch_forks()
 
 if sys.platform == "win32" and system.VARIABLE in os.environ:
-    system.serve(STATE, os.environ.pop(system.VARIABLE))
+    system.serve(STATE, os.environ[system.VARIABLE])
 elif STATE.by_host:
     # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
     gc.disable()

@@ -166,6 +166,7 @@ os.write(2, b'{"@level":"warn","@message":"of a child","@timestamp":"2026-01-02T
 """
 
 
+@pytest.mark.windows
 def test_what_children_write_cannot_end_the_host(world: World) -> None:
     host = probe.start(world)
     probe.do(host, "run", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD_JSON!r}], check=True)")
@@ -255,17 +256,22 @@ def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
     assert not host.logged_now("main() ended")
 
 
+@pytest.mark.windows
 def test_children_do_not_keep_the_host_waiting(world: World) -> None:
     """Neither one that a handler waits for, nor one that it leaves behind."""
     host = probe.start(world)
-    probe.do(host, "run", "import subprocess; subprocess.Popen(['sleep', '20'])")
-    host.begin("call", method="/probe.Probe/run", message=b"\"import subprocess; subprocess.run(['sleep', '20'])\"")
-    assert eventually(lambda: len([process for process in world.processes() if process.name() == "sleep"]) == 2)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def sleeping() -> list[psutil.Process]:
+        return [process for process in world.processes() if process.cmdline()[1:] == sleep[1:]]
+
+    probe.do(host, "run", f"import subprocess; subprocess.Popen({sleep})")
+    host.begin("call", method="/probe.Probe/run", message=probe.message(f"import subprocess; subprocess.run({sleep})"))
+    assert eventually(lambda: len(sleeping()) == 2)
     assert host.ask("kill")["seconds"] < 4
     assert host.ask("exited")["exited"]
-    for process in world.processes():
-        if process.name() == "sleep":
-            process.kill()
+    for process in sleeping():
+        process.kill()
 
 
 @pytest.mark.grpcio_only("pygrpc-native needs it")

@@ -17,11 +17,14 @@ import kv_pb2
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
+SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("there is no sh"))]
+
+
 def gone_within(world: World, seconds: float) -> bool:
     return world.gone(seconds)
 
 
-@pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
+@pytest.mark.parametrize("shell", SHELL)
 @pytest.mark.windows
 def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
     host = world.started(shell=shell)
@@ -32,7 +35,7 @@ def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
     assert "error" not in exited  # exit code 0
 
 
-@pytest.mark.parametrize("shell", [False, True], ids=["", "sh"])
+@pytest.mark.parametrize("shell", SHELL)
 @pytest.mark.windows
 def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
     host = world.started(shell=shell)
@@ -42,7 +45,7 @@ def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
 
 @pytest.mark.windows
 def test_gone_when_the_host_is_killed_during_a_call(world: World) -> None:
-    host = probe.start(world, shell=True)
+    host = probe.start(world, shell=sys.platform != "win32")
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
     time.sleep(0.3)
     host.process.kill()
@@ -95,7 +98,7 @@ def test_calls_in_flight_may_finish(world: World) -> None:
     """Shutdown is answered at once; the handler still has time to end what it began."""
     host = probe.start(world)
     done = world.folder / "done"
-    host.begin("call", method="/probe.Probe/sleep_then_write", message=f'[0.8, "{done}"]'.encode())
+    host.begin("call", method="/probe.Probe/sleep_then_write", message=probe.message([0.8, str(done)]))
     time.sleep(0.2)
     assert 0.4 < host.ask("kill")["seconds"] < 1.9
     assert done.read_text() == "done"
@@ -239,7 +242,6 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
         del world.env[variable]
 
 
-@pytest.mark.windows
 def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
     """A child that lives on has none of our descriptors; nor has one by fork without exec our end of stdout."""
     host = probe.start(world)
