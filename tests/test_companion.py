@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import probe
+import psutil
 import pytest
 from authors import RIGHT
 from by_hand import HOSTS_VARIABLES, line
