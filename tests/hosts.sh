@@ -1,13 +1,13 @@
-# Builds hosts into .hosts, from their modules in the Go module proxy: sh tests/hosts.sh tflint tofu vault
+# Builds hosts into .hosts, from their modules in the Go module proxy: sh tests/hosts.sh tflint tofu vault tofu.exe
 # They are for the tests alone; nothing of them is in this project. Their licences: MPL-2.0 (tflint, tofu), BUSL-1.1 (vault).
 set -eu
 
 module() { # of a host, and its version
     case $1 in
     tflint) echo github.com/terraform-linters/tflint@v0.64.0 ;;
-    tofu) echo github.com/opentofu/opentofu@v1.12.6 ;;
+    tofu | tofu.exe) echo github.com/opentofu/opentofu@v1.12.6 ;;
     vault) echo github.com/hashicorp/vault@v1.21.0 ;;
-    *) echo "$1 is no host that can be built here: tflint, tofu and vault are" >&2 && return 1 ;;
+    *) echo "$1 is no host that can be built here: tflint, tofu, vault and, for Windows, tofu.exe are" >&2 && return 1 ;;
     esac
 }
 
@@ -22,6 +22,7 @@ build() { # the module's own go.mod counts, with its replacements: so it is buil
     case $1 in
     tflint) go build -o "$target" . ;;
     tofu) go build -o "$target" ./cmd/tofu ;;
+    tofu.exe) GOOS=windows GOARCH=amd64 go build -o "$target" ./cmd/tofu ;;
     vault) # its replacements by folders of its repository are not in the module
         for part in api api/auth/approle api/auth/kubernetes api/auth/userpass sdk; do
             go mod edit -dropreplace=github.com/hashicorp/vault/$part

@@ -101,7 +101,7 @@ def test_started_by_a_person(world: World, value: str | None) -> None:
     env = {**world.env, **({} if value is None else {"BASIC_PLUGIN": value})}
     process = world.run(sys.executable, world.kv_plugin, env=env)
     out, err = process.communicate(timeout=PATIENCE)
-    text = err.decode()
+    text = err.decode().replace(os.linesep, "\n")
     assert (process.returncode, out) == (1, b"")
     assert "This is a go-plugin plugin; its host starts it." in text
     assert 'KV_PLUGIN="python plugin.py"\n    go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0' in text
