@@ -5,7 +5,7 @@ help:
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
 	@echo "make hosts     build tflint and OpenTofu, for the tests of the examples: 5 minutes, once; HOSTS=vault builds Vault"
-	@echo "make windows   run the tests that make sense there in Python for Windows, under Wine, which it installs: N minutes"
+	@echo "make windows   run tests in Python for Windows, under Wine; it installs both: 10 minutes"
 	@echo "make lint      check style and types"
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
 	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
