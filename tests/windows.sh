@@ -101,7 +101,7 @@ if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
     complete_python
     cat >.windows/run <<R
 #!/usr/bin/env bash
-# Python for Windows: .windows/run -m pytest -m windows tests/test_kv.py
+# Python for Windows: .windows/run -m pytest -m "windows and not unix_only" tests/test_kv.py
 # Through pipes, because Python cannot use a file of Linux as its stdout. No debugger, which keeps crashes waiting.
 set -o pipefail
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all WINEDLLOVERRIDES=winedbg.exe=d
