@@ -30,10 +30,10 @@ HOSTS ?= tflint tofu
 hosts: go
 	@sh tests/hosts.sh $(HOSTS)
 
-# On Windows itself: python -m pytest -m "windows and not unix_only and not slow"
+# Programs start slowly in Wine, hence the timeout. On Windows itself: python -m pytest -m "windows and not unix_only and not slow"
 windows: .venv/testing go
 	@sh tests/windows.sh
-	.windows/run -m pytest -p no:cacheprovider -m "windows and not unix_only and not slow"
+	.windows/run -m pytest -p no:cacheprovider --timeout 600 -m "windows and not unix_only and not slow"
 
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
