@@ -22,7 +22,7 @@ demo: .venv/running go
 test: .venv/testing go
 	.venv/bin/pytest
 
-test-all: .venv/testing hosts
+test-all: .venv/testing hosts newest-python
 	.venv/bin/pytest -m slow
 
 # Programs that the examples are plugins of. `terraform` is taken from PATH, if it is there.
@@ -41,8 +41,11 @@ lint: .venv/testing go
 	cd bench/host && go vet ./...
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
-matrix: .venv/testing go
+matrix: .venv/testing go newest-python
 	.venv/bin/pytest -m slow tests/test_versions.py
+
+newest-python: .venv/testing
+	@sh tests/python.sh
 
 # What 1.62 generates runs with every protobuf from 4.25 on. It needs Python 3.10 to 3.12.
 own-protos:
@@ -83,4 +86,4 @@ go: .venv/running
 
 include venv.mk
 
-.PHONY: help demo new test test-all hosts windows lint matrix own-protos bench clean go
+.PHONY: help demo new test test-all hosts windows lint matrix newest-python own-protos bench clean go

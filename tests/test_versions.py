@@ -31,11 +31,12 @@ class Setup(NamedTuple):
 
 
 ALSO_ON_ASYNCIO = True
+PYTHONS = venvs.pythons()
 
 # Each is made once, by the one process of pytest that runs its tests.
 SETUPS = [
     pytest.param((python, packages), id=f"{python}, {packages}", marks=pytest.mark.xdist_group(f"{python}, {packages}"))
-    for python in venvs.pythons()
+    for python in dict.fromkeys([*venvs.supported(), *PYTHONS])
     for packages in PACKAGES
 ]
 
@@ -43,10 +44,12 @@ SETUPS = [
 @pytest.fixture(params=SETUPS)
 def setup(request: pytest.FixtureRequest, programs: Path) -> Setup:
     version, packages = request.param
+    if version not in PYTHONS:
+        pytest.skip(f"no Python {version} on this machine")
     folder = programs / f"{version} {packages}"
     if not folder.exists():
         folder.mkdir()
-        python = venvs.make(folder / "venv", venvs.pythons()[version])
+        python = venvs.make(folder / "venv", PYTHONS[version])
         constraints = folder / "constraints.txt"
         constraints.write_text("\n".join(PACKAGES[packages]))
         wheels: tuple[str | Path, ...] = ("--only-binary=:all:", "-c", constraints)

@@ -10,6 +10,12 @@ from pathlib import Path
 from harness import ROOT
 
 
+def supported() -> list[str]:
+    """The versions of Python that pyproject.toml names, oldest first."""
+    classifier = r"Programming Language :: Python :: (3\.\d+)"
+    return re.findall(classifier, (ROOT / "pyproject.toml").read_text())
+
+
 def pythons() -> dict[str, str]:
     """The Pythons from 3.10 on that this machine has: an executable of each minor version."""
     found = {}
@@ -19,7 +25,8 @@ def pythons() -> dict[str, str]:
             continue
         name = f"python3.{minor}"
         pyenv = sorted(Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob(f"versions/*/bin/{name}"))
-        for candidate in filter(None, [shutil.which(name), *map(str, pyenv)]):
+        fetched = f"{sys.prefix}/{name}/bin/{name}"  # by python.sh
+        for candidate in filter(None, [shutil.which(name), *map(str, pyenv), shutil.which(fetched)]):
             # pyenv's own python3.12 fails unless that version is chosen.
             if subprocess.run([candidate, "-c", "import venv"], check=False, capture_output=True).returncode == 0:
                 found[f"3.{minor}"] = candidate
