@@ -182,8 +182,11 @@ class World:
         self.folder.mkdir()
         self.temporary.mkdir()
         self.marker = uuid.uuid4().hex
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "PYTHON"))}
+        if "PYTHONWARNINGS" in os.environ:  # as in test_versions.py
+            inherited["PYTHONWARNINGS"] = os.environ["PYTHONWARNINGS"]
         self.env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "PYTHON"))},
+            **inherited,
             "MARKER": self.marker,
             **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(self.temporary)),  # the latter two on Windows
             "PYTHONPATH": str(ROOT),

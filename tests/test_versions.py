@@ -1,6 +1,7 @@
 """The plugin with the packages and the Pythons that a project may already have: `make matrix`."""
 
 import contextlib
+import os
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,9 @@ class Setup(NamedTuple):
 
 ALSO_ON_ASYNCIO = True
 PYTHONS = venvs.pythons()
+NEWEST = venvs.supported()[-1]
+# Tests of workers: of multiprocessing, whose defaults change with Python, and of our threads.
+WORKERS = [f"tests/test_{name}.py" for name in ("workers", "children", "hostile_children")]
 
 # Each is made once, by the one process of pytest that runs its tests.
 SETUPS = [
@@ -86,3 +90,18 @@ def test_what_the_host_calls_works(world: World, setup: Setup, auto_mtls: bool) 
     probe.do(host, "print", ["stdout", "printed", 1, 1])
     assert eventually(lambda: host.ask("stdio")["stdout"] == b"printed")
     assert host.ask("kill")["seconds"] < 1.9
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(NEWEST not in PYTHONS, reason=f"no Python {NEWEST} on this machine")
+def test_workers_on_the_newest_python(tmp_path: Path) -> None:
+    """pytest itself runs on that Python too."""
+    python = venvs.make(tmp_path / "venv", PYTHONS[NEWEST])
+    asked = ("-r", ROOT / "requirements.txt", "psutil", "pytest", "pytest-timeout", "pytest-xdist")
+    venvs.install(python, "-c", ROOT / "constraints.txt", *asked)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    # Plugins that fork with threads are what some of the tests are about.
+    env["PYTHONWARNINGS"] = "error,ignore:This process:DeprecationWarning"
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "worker", *WORKERS]
+    run = subprocess.run(command, cwd=ROOT, env=env, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
