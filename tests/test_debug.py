@@ -90,9 +90,9 @@ def test_a_host_that_is_not_testing_may_end_it(world: World) -> None:
 
 def test_under_a_debugger(world: World) -> None:
     """pdb has the terminal: stdin, stdout and Ctrl-C are the developer's."""
-    process = world.run(
-        sys.executable, "-m", "pdb", "-c", "continue", "--", world.kv_plugin, "--debug", stdin=subprocess.PIPE
-    )
+    ours = ["--"] * (sys.version_info < (3, 14))  # 3.13's pdb refuses --debug without it, 3.14's refuses it
+    command = [sys.executable, "-m", "pdb", "-c", "continue", *ours, str(world.kv_plugin), "--debug"]
+    process = world.run(*command, stdin=subprocess.PIPE)
     assert process.stdout
     printed = json.loads(process.stdout.readline())
     host = world.host(reattach=printed["plugin"])
