@@ -32,6 +32,14 @@ def test_what_must_pass_is_what_readme_says() -> None:
     assert all(f"`{command}`" in said for command in commands)
 
 
+@pytest.mark.slow
+def test_constraints_fit_each_python() -> None:
+    """On each system too; or `make` could not install on the oldest what it installs here."""
+    files = [ROOT / name for name in ("requirements.txt", "tests/requirements.txt")]
+    oldest = venvs.supported()[0]
+    venvs.uv("pip", "compile", "--universal", "--python-version", oldest, "-c", ROOT / "constraints.txt", *files)
+
+
 def test_the_four_steps_are_lines_of_the_plugin() -> None:
     plugin = (ROOT / "plugin.py").read_text()
     section = (ROOT / "README.md").read_text().split("## The four steps")[1].split("\n## ")[0]
