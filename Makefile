@@ -35,10 +35,12 @@ windows: .venv/testing go
 	@sh tests/windows.sh
 	.windows/run -m pytest -p no:cacheprovider --timeout 600 -m "windows and not unix_only and not slow"
 
+# actionlint would also run shellcheck and pyflakes, but only where they are installed.
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	cd tests/host && go vet ./...
 	cd bench/host && go vet ./...
+	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 -shellcheck= -pyflakes= .github/workflows/*.yml
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
 matrix: .venv/testing go newest-python

@@ -1,5 +1,6 @@
 """What the project says of itself: the generated code fits the .proto files, and README shows what happens."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -30,6 +31,17 @@ def test_what_must_pass_is_what_readme_says() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
     assert commands == ["make lint", "make test", "make test-all"]
     assert all(f"`{command}`" in said for command in commands)
+
+
+def test_the_versions_of_python_are_the_same_everywhere() -> None:
+    versions = venvs.supported()
+    assert versions
+    oldest, newest = versions[0], versions[-1]
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert re.findall(r"^ +python: (\[.*\])$", workflow, re.MULTILINE) == [json.dumps(versions)]
+    assert f"It is tested with Python {oldest} to {newest}" in (ROOT / "README.md").read_text()
+    assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r"python(3\.\d+)\b", (ROOT / "tests" / "python.sh").read_text())[0] == newest
 
 
 @pytest.mark.slow
