@@ -1,6 +1,7 @@
 """What the TLS terminator passes on: ends of either side, resets, and no more than the slower side takes."""
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -103,6 +104,43 @@ def test_grpcs_end_passes_through_and_requests_still_go_in(ends: Ends) -> None:
     ends.caller.close()
     assert ends.grpc.recv(100) == b""
     assert eventually(lambda: ends.connections() == 0)
+
+
+@pytest.mark.parametrize("side", ["caller", "grpc"])
+def test_a_side_that_has_ended_where_a_second_shutdown_fails(
+    ends: Ends, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS. What the other side still says arrives, piece by piece, and nothing is cut."""
+    ended, other = (ends.caller, ends.grpc) if side == "caller" else (ends.grpc, ends.caller)
+    shutdown, were_shut = socket.socket.shutdown, set[socket.socket]()
+    close, cuts = relay.Relay._close, list[bool]()
+
+    def shutdown_once(self: socket.socket, how: int) -> None:
+        if self in were_shut:
+            raise OSError(errno.ENOTCONN, "Socket is not connected")
+        were_shut.add(self)
+        shutdown(self, how)
+
+    def close_and_note(self: relay.Relay, *, reset: bool = False) -> None:
+        cuts.append(reset)
+        close(self, reset=reset)
+
+    monkeypatch.setattr(socket.socket, "shutdown", shutdown_once)
+    monkeypatch.setattr(relay.Relay, "_close", close_and_note)
+    if side == "grpc":
+        shutdown(ended, socket.SHUT_WR)
+    else:
+        ended.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            ends.caller.unwrap()  # sends its end, and waits for the other one
+        ended.settimeout(10)
+    assert other.recv(100) == b""
+    for number in range(3):
+        other.sendall(b"%d" % number)
+        assert ended.recv(100) == b"%d" % number
+    other.close()
+    assert eventually(lambda: ends.connections() == 0)
+    assert cuts == [False]
 
 
 @pytest.mark.parametrize("side", ["caller", "grpc"])

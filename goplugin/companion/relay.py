@@ -129,7 +129,9 @@ class Relay:
             if not one.connecting:
                 one.send()
                 if another.tls.ended and one.tls.established and not one.unsent:
-                    one.connection.shutdown(socket.SHUT_WR)
+                    # The second time, macOS raises ENOTCONN. If the other end has left, reading tells.
+                    with contextlib.suppress(OSError):
+                        one.connection.shutdown(socket.SHUT_WR)
         if side.tls.ended and other.tls.ended and not side.unsent and not other.unsent:
             self._close()
             return
