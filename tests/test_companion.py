@@ -3,10 +3,12 @@
 import functools
 import json
 import os
+import select
 import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import probe
 import psutil
@@ -16,6 +18,9 @@ from by_hand import HOSTS_VARIABLES, line
 from certificates import certificate_in, client_context, make_certificate, served
 from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+
+from goplugin.companion import posix
+from goplugin.companion.loop import Loop
 
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
@@ -73,12 +78,35 @@ plugin.main()
 """
 
 
-@pytest.mark.parametrize("victim", ["host", "shell"])
+# As on macOS. Closed when nobody keeps it. asyncio chooses its own way to wait before that.
+WITH_KQUEUE = """
+import os, select, selectors
+pidfd_open = os.pidfd_open
+class Kqueue:
+    def control(self, changes, most):
+        (pid, *what), = changes
+        assert what == [-5, 1 << 31]
+        self.fd = pidfd_open(pid)
+    def fileno(self): return self.fd
+    def __del__(self): os.close(self.fd)
+select.kqueue, select.KQ_FILTER_PROC, select.KQ_NOTE_EXIT = Kqueue, -5, 1 << 31
+select.kevent = lambda ident, filter, fflags: (ident, filter, fflags)
+"""
+
+
+# Where a killed shell stays defunct, as long as the host waits for the plugin's pipes, only /proc or kqueue tells.
+BY_VICTIM = {
+    "host": WITHOUT_LINUX,
+    "shell": WITHOUT_LINUX.replace('"/proc"', '"/proc/self"'),
+    "shell, with kqueue": WITH_KQUEUE + WITHOUT_LINUX,
+}
+
+
+@pytest.mark.parametrize("victim", BY_VICTIM)
 def test_without_what_only_linux_has(world: World, victim: str) -> None:
-    """As on macOS and in sandboxes: plugin and companion look for the parent twice a second."""
+    """As on macOS, and in sandboxes, where the companion looks for the parent twice a second."""
     script = world.folder / "without.py"
-    # Where a killed shell stays defunct, as long as the host waits for the plugin's pipes, only /proc tells.
-    script.write_text(WITHOUT_LINUX.replace('"/proc"', '"/proc/self"') if victim == "shell" else WITHOUT_LINUX)
+    script.write_text(BY_VICTIM[victim])
     host = world.started(script, shell=True)
     put(host, "k", b"v")
     if victim == "host":
@@ -86,6 +114,18 @@ def test_without_what_only_linux_has(world: World, victim: str) -> None:
     else:
         next(process for process in world.processes() if process.name() in ("sh", "dash")).kill()
     assert world.gone(3)
+
+
+def test_a_parent_that_ends_before_kqueue_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is defunct, and there is no /proc to say so."""
+    queue = Mock(**{"control.side_effect": ProcessLookupError})
+    for name in ("kqueue", "kevent", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
+        monkeypatch.setattr(select, name, Mock(return_value=queue), raising=False)
+    monkeypatch.delattr(os, "pidfd_open")
+    reasons: list[str] = []
+    with open(os.devnull, "wb") as stderr:
+        posix.watch_host(Loop(), os.getpid(), posix.writes(stderr.fileno()), reasons.append)
+    assert reasons == ["the process that started this plugin is gone"]
 
 
 @pytest.mark.parametrize("where", ["handler", "after the host"])

@@ -19,6 +19,7 @@ from goplugin.state import State
 
 QUIET = 0.0  # seconds that what was written to a pipe may take to arrive
 
+_PARENT_GONE = "the process that started this plugin is gone"
 _PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cannot tell of its end
 
 
@@ -152,7 +153,7 @@ def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]
     parent: the process that started the plugin. stderr: what `writes` returned.
     """
 
-    def watch(fd: int, events: int, reason: str) -> None:
+    def watch(fd: Any, events: int, reason: str) -> None:
         def on_event(_: int) -> None:
             loop.forget(fd)
             gone(reason)
@@ -161,7 +162,7 @@ def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]
 
     def look_at_parent() -> None:
         if has_ended(parent):
-            gone("the process that started this plugin is gone")
+            gone(_PARENT_GONE)
         else:
             loop.call_later(_PARENT_CHECK, look_at_parent)
 
@@ -169,10 +170,25 @@ def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # files, terminals and devices have no reader to lose
         watch(os.dup(stderr.fileno()), ERROR_ONLY, "the host is gone")
     try:
-        watch(os.pidfd_open(parent), READ, "the process that started this plugin is gone")
-    except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox; or it has ended already
+        watch(_end_of(parent), READ, _PARENT_GONE)
+    except ProcessLookupError:
+        gone(_PARENT_GONE)
+    except (AttributeError, OSError):  # an old kernel, a sandbox, another system
         if parent > 0:  # 0: it is outside of this container
             look_at_parent()
+
+
+def _end_of(pid: int) -> Any:
+    """Return what is ready to be read once the process has ended, even if its own parent has not noticed yet.
+
+    ProcessLookupError if it has ended, AttributeError or another OSError if the system cannot tell.
+    """
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    bsd: Any = select  # macOS
+    queue = bsd.kqueue()
+    queue.control([bsd.kevent(pid, bsd.KQ_FILTER_PROC, fflags=bsd.KQ_NOTE_EXIT)], 0)
+    return queue
 
 
 def has_ended(pid: int) -> bool:
