@@ -61,6 +61,16 @@ def test_go_plugins_own(
     assert {name for name, one in found.items() if one["outcome"] != check.OK} == {"host dies"}
 
 
+def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on macOS: what cannot be seen is not called right, and no plugin is left alone that could run on."""
+    monkeypatch.setattr(check, "_PROC", tmp_path / "none")
+    code, found = results(capsys, sys.executable, ROOT / "plugin.py")
+    assert code == 0
+    assert found["host dies"]["outcome"] == check.NOTE
+    assert found["host dies"]["text"].startswith("not tried")
+    assert "processes cannot be found" in found["left behind"]["text"]
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "says"),
     [
