@@ -13,10 +13,10 @@ module() { # of a host, and its version
 
 build() { # the module's own go.mod counts, with its replacements: so it is built in a copy of its folder
     target=$PWD/.hosts/$1
-    source=$(go mod download -json "$(module "$1")" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+    source=$(go mod download -json "$(module "$1")" | sed -n 's/.*"Dir": "\(.*\)",$/\1/p')
     copy=$(mktemp -d)
     trap 'rm -rf "$copy"' EXIT
-    cp -R "$source/." "$copy"
+    cp -R "${source:?}/." "$copy"
     chmod -R u+w "$copy"
     cd "$copy"
     case $1 in

@@ -61,6 +61,14 @@ def test_the_four_steps_are_lines_of_the_plugin() -> None:
         assert code in plugin
 
 
+def test_sed_is_that_of_every_system() -> None:
+    """A tab as \\t in a pattern is GNU's. On another system, a folder that was looked for was then nameless: /."""
+    files = [*ROOT.glob("Makefile"), *ROOT.glob("*.mk"), *ROOT.glob("examples/*/*.mk"), *ROOT.glob("tests/*.sh")]
+    patterns = [pattern for file in files for pattern in re.findall(r"sed -n '([^']*)'", file.read_text())]
+    assert len(patterns) == 4
+    assert not any(re.search(r"\\[a-z]", pattern) for pattern in patterns)
+
+
 @pytest.mark.slow
 def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
     """By the old generator, whose code runs with every protobuf that requirements.txt allows."""

@@ -7,4 +7,4 @@ tflint.proto:
 	@command -v go >/dev/null || { \
 	echo "tflint.proto is fetched by Go, and there is none: install it (https://go.dev/dl), or put here what is at" \
 	"https://$(subst @,/blob/,$(sdk))/plugin/internal/proto/tflint.proto" >&2; exit 1; }
-	install -m 644 "$$(go mod download -json $(sdk) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p')/plugin/internal/proto/$@" $@
+	install -m 644 "$$(go mod download -json $(sdk) | sed -n 's/.*"Dir": "\(.*\)",$$/\1/p')/plugin/internal/proto/$@" $@

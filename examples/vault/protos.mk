@@ -10,4 +10,4 @@ sdk/%.proto:
 	echo "$@ is fetched by Go, and there is none: install it (https://go.dev/dl), or put there what is at" \
 	"https://github.com/hashicorp/vault/blob/$(subst github.com/hashicorp/vault/,,$(subst @,/,$(sdk)))/$@" >&2; exit 1; }
 	@mkdir -p $(@D)
-	install -m 644 "$$(go mod download -json $(sdk) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p')/$*.proto" $@
+	install -m 644 "$$(go mod download -json $(sdk) | sed -n 's/.*"Dir": "\(.*\)",$$/\1/p')/$*.proto" $@
