@@ -141,7 +141,11 @@ class Outputs:
             self.handshake_printed = True
             self.redirect(self._after_handshake)  # first: the host calls as soon as it has the line; handlers may print
             os.write(self.host_stdout, line + b"\n")
-        return before + after.removeprefix(b"\n"), not after
+        return before + _without_line_end(after), not after
+
+
+def _without_line_end(data: bytes) -> bytes:
+    return data.removeprefix(b"\r").removeprefix(b"\n")  # a stream around ours may write Windows' line ends
 
 
 def null() -> int:
@@ -225,7 +229,7 @@ class _BinaryStream(io.RawIOBase):
     def _without_handshake(self, data: bytes) -> bytes:
         if self._printer == threading.get_ident():  # print() writes the text and the line's end one after the other
             self._printer = 0
-            return data.removeprefix(b"\n")
+            return _without_line_end(data)
         rest, open_ended = self._outputs.take_handshake(data)
         self._printer = threading.get_ident() if open_ended else self._printer
         return rest

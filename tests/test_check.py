@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from harness import ROOT
+from harness import ROOT, eventually
 
 from goplugin import check
 
@@ -36,6 +37,13 @@ HEALTH = "health_pb2_grpc.add_HealthServicer_to_server(servicer, server)"
 RIGHT = {"HEALTH": HEALTH, "CERT": "", "EXTRA": ""}
 
 
+def guide(changes: dict[str, str]) -> str:
+    script = GUIDE
+    for mark, text in (RIGHT | changes).items():
+        script = script.replace(mark, text, 1) if mark != "HEALTH" else script.replace("\nHEALTH\n", f"\n{text}\n")
+    return script
+
+
 def results(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
     """The exit code, and what --json prints, by the name of the check."""
     code = check.main(["check", *COOKIE, "--timeout", "10", "--json", "--", *map(str, command)])
@@ -62,13 +70,18 @@ def test_go_plugins_own(
 
 
 def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on macOS: what cannot be seen is not called right, and no plugin is left alone that could run on."""
+    """As on macOS and Windows: what cannot be seen is not called right, and no plugin is left alone that runs on."""
     monkeypatch.setattr(check, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(check, "PATIENCE", 1.0)
     code, found = results(capsys, sys.executable, ROOT / "plugin.py")
     assert code == 0
-    assert found["host dies"]["outcome"] == check.NOTE
-    assert found["host dies"]["text"].startswith("not tried")
+    assert found["host dies"]["outcome"] == check.OK
     assert "processes cannot be found" in found["left behind"]["text"]
+    pid = tmp_path / "pid"
+    stays = f"import os, pathlib; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\n"
+    _, found = results(capsys, sys.executable, "-c", stays + guide({}))
+    assert found["host dies"]["outcome"] == check.NOTE
+    assert eventually(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
 @pytest.mark.parametrize(
@@ -97,10 +110,7 @@ def test_a_mistake_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(check, "PATIENCE", 1.0)
-    script = GUIDE
-    for mark, text in (RIGHT | changes).items():
-        script = script.replace(mark, text, 1) if mark != "HEALTH" else script.replace("\nHEALTH\n", f"\n{text}\n")
-    code, found = results(capsys, sys.executable, "-c", script)
+    code, found = results(capsys, sys.executable, "-c", guide(changes))
     assert code == 1
     assert found[name]["outcome"] == check.FAILED
     assert says in found[name]["text"]
