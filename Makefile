@@ -30,10 +30,11 @@ HOSTS ?= tflint tofu
 hosts: go
 	@sh tests/hosts.sh $(HOSTS)
 
-# Programs start slowly in Wine, hence the timeout. On Windows itself: python -m pytest -m "windows and not unix_only and not slow"
+# Programs start slowly in Wine, hence the timeout. On Windows itself: python -m pytest
 windows: .venv/testing go
 	@sh tests/windows.sh
-	.windows/run -m pytest -p no:cacheprovider --timeout 600 -m "windows and not unix_only and not slow"
+	@sh tests/hosts.sh tofu.exe
+	.windows/run -m pytest -p no:cacheprovider --timeout 600
 
 # actionlint would also run shellcheck and pyflakes, but only where they are installed.
 lint: .venv/testing go

@@ -85,6 +85,13 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows, run only the tests that are marked for it."""
+    if sys.platform == "win32":
+        marked = [item for item in items if item.get_closest_marker("windows")]
+        items[:] = [item for item in marked if not item.get_closest_marker("unix_only")]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of a module again in other worlds, in `make test-all`. The module says in which ones.
 

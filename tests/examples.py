@@ -23,7 +23,7 @@ class Example:
         """folder: an empty one."""
         self.name = name
         project = folder / "project"
-        skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", "bench", "__pycache__", ".*_cache")
+        skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "bench", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, project, ignore=skipped)
         new, cd, *_ = self.typed(self.console_blocks()[0]).splitlines()
         subprocess.run(["sh", "-e", "-c", new], cwd=project, check=True)

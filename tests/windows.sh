@@ -83,29 +83,33 @@ unsigned char __stdcall SystemFunction036(void *, unsigned);
 int __stdcall ProcessPrng(unsigned char *bytes, unsigned long long size) { return SystemFunction036(bytes, size); }'
 }
 
-install_packages() { # uv, because it reads the requirements as on Windows; pip would read them as here
+install_packages() { # into a folder. uv, because it reads the requirements as on Windows; pip would read them as here
+    folder=$1
+    shift
     .venv/bin/uv pip install -q --python .venv/bin/python --python-platform x86_64-pc-windows-msvc --python-version 3.12 \
-        --only-binary :all: --target $python/lib/site-packages -c constraints.txt -r tests/requirements.txt \
-        2>.windows/log || fail "PyPI does not give the packages for Windows: .windows/log says why"
+        --only-binary :all: --target "$folder" "$@" 2>.windows/log ||
+        fail "PyPI does not give the packages for Windows: .windows/log says why"
 }
 
 # What was made with other versions of these files is made anew; so is what an interruption left.
-wanted=$(cat tests/windows.sh constraints.txt requirements*.txt tests/requirements.txt | cksum)
+wanted=$(cat tests/windows.sh constraints.txt requirements*.txt tests/requirements.txt examples/terraform/requirements.txt | cksum)
 if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
     rm -rf .windows
     mkdir .windows
     install_wine
     echo "Making .windows, with Python 3.12 for Windows: about two minutes, once ..."
     unpack_python
-    install_packages
+    install_packages $python/lib/site-packages -c constraints.txt -r tests/requirements.txt
+    # The framework of this example needs an older protobuf than the tests.
+    install_packages .windows/terraform -r examples/terraform/requirements.txt cx_Freeze
     complete_python
     cat >.windows/run <<R
 #!/usr/bin/env bash
-# Python for Windows: .windows/run -m pytest -m "windows and not unix_only" tests/test_kv.py
+# Python for Windows: .windows/run -m pytest tests/test_kv.py
 # Through pipes, because Python cannot use a file of Linux as its stdout. No debugger, which keeps crashes waiting.
 set -o pipefail
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all WINEDLLOVERRIDES=winedbg.exe=d
-export GOPLUGIN_TEST_PROGRAMS='Z:$PWD/.windows/programs'
+export GOPLUGIN_TEST_PROGRAMS='Z:$PWD/.windows/programs' GOPLUGIN_TEST_TERRAFORM='Z:$PWD/.windows/terraform'
 wineboot >/dev/null 2>&1 # or Wine's services have our pipes, and keep them as long as anything runs in .windows/prefix
 wine '$PWD/$python/python.exe' "\$@" 2>&1 | cat
 R
