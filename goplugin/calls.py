@@ -16,8 +16,11 @@ ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 _log = log.get_logger("goplugin")
 
 
-class CallsBase:
-    """Base of Calls and goplugin.aio's Calls: their state, and how they wrap the handler that grpc found.
+class Calls(grpc.ServerInterceptor):
+    """Sees each call of the plugin's services.
+
+    grpc answers a call whose handler raises an Exception, but never one whose handler raises SystemExit,
+    KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing would be logged.
 
     consulted: whether a server has asked this interceptor for a handler.
     on_method(handler_call_details, handler): called at the first call of each method.
@@ -30,6 +33,16 @@ class CallsBase:
         self._threads = threads
         self._pid = os.getpid()
         self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the method's handler, with what raises in it answered."""
+        self.consulted = True
+        handler = continuation(handler_call_details)
+        if handler is None and reflection.is_reflection(handler_call_details.method):
+            handler = reflection.handler(
+                {service for service, call in reflection.calls(handler_call_details) if continuation(call)}
+            )
+        return self._return(handler, handler_call_details)
 
     def _return(self, handler: Any, handler_call_details: Any) -> Any:
         """Return the handler, with what raises in it answered; None if there is none."""
@@ -45,77 +58,36 @@ class CallsBase:
         return guarded
 
     def _guard(self, handler: Any, method: str) -> Any:
-        raise NotImplementedError
+        name, behavior = behavior_of(handler)
+        if hasattr(behavior, "experimental_thread_pool"):
+            return handler  # one of our own, see services/__init__.py
+        guarded: Any = self._in_this_thread(behavior, method, handler)
+        if method.startswith(ALWAYS):
+            guarded.experimental_thread_pool = self._threads
+        return handler._replace(**{name: guarded})
 
-    def _leave_child(self, error: BaseException | None = None) -> None:
+    def _in_this_thread(self, behavior: Callable[..., Any], method: str, handler: Any) -> Callable[..., Any]:
+        """Return the method's function, with what raises in it answered."""
+
+        def unary(request: Any, context: grpc.ServicerContext) -> Any:
+            with _Answered(self, context, method):
+                return behavior(request, context)
+
+        def streaming(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with _Answered(self, context, method):
+                yield from behavior(request, context)
+
+        return streaming if handler.response_streaming else unary
+
+    def leave_child(self, error: BaseException | None = None) -> None:
         """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
         if os.getpid() != self._pid:
             code = error.code if isinstance(error, SystemExit) else int(error is not None)
             os._exit(code if isinstance(code, int) else int(code is not None))
 
-
-class Calls(CallsBase, grpc.ServerInterceptor):
-    """Sees each call of the plugin's services.
-
-    grpc answers a call whose handler raises an Exception, but never one whose handler raises SystemExit,
-    KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing would be logged.
-    """
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the method's handler, with what raises in it answered."""
-        self.consulted = True
-        handler = continuation(handler_call_details)
-        if handler is None and reflection.is_reflection(handler_call_details.method):
-            found = {
-                service
-                for service, methods in reflection.described()
-                if any(continuation(same_call(handler_call_details, other)) for other in methods)
-            }
-            handler = reflection.handler(found)
-        return self._return(handler, handler_call_details)
-
-    def _guard(self, handler: Any, method: str) -> Any:
-        name, behavior = behavior_of(handler)
-        if hasattr(behavior, "experimental_thread_pool"):
-            return handler  # one of our own, see services/__init__.py
-        guarded: Any = self.guard(behavior, method, handler.response_streaming)
-        if method.startswith(ALWAYS):
-            guarded.experimental_thread_pool = self._threads
-        return handler._replace(**{name: guarded})
-
-    def guard(self, behavior: Callable[..., Any], method: str, response_streaming: bool) -> Callable[..., Any]:
-        """Return the method's function, with what raises in it answered."""
-        return (self._streaming if response_streaming else self._unary)(behavior, method)
-
-    def _unary(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
-        def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                return behavior(request, context)
-            except BaseException as error:
-                self._answer(error, context, method)
-                raise
-            finally:
-                self._leave_child()
-
-        return guarded
-
-    def _streaming(self, behavior: Callable[..., Any], method: str) -> Callable[..., Iterator[Any]]:
-        def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            try:
-                yield from behavior(request, context)
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                self._answer(error, context, method)
-                raise
-            finally:
-                self._leave_child()
-
-        return guarded
-
-    def _answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
+    def answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
         """End the call where grpc would leave it hanging, or would log a false error."""
-        self._leave_child(error)
+        self.leave_child(error)
         code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints
         if isinstance(error, NotImplementedError) and code() is grpc.StatusCode.UNIMPLEMENTED:
             # As generated code does. Hosts try optional methods all the time.
@@ -127,6 +99,21 @@ class Calls(CallsBase, grpc.ServerInterceptor):
         if code() is None and logging.getLogger("grpc._server").disabled:
             # By logging.config, as it does by default: grpc's own record of this exception would be lost.
             _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
+
+
+class _Answered:
+    """For a `with` around a handler: what it raises is answered."""
+
+    def __init__(self, calls: Calls, context: grpc.ServicerContext, method: str) -> None:
+        self._calls, self._context, self._method = calls, context, method
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error and not isinstance(error, GeneratorExit):
+            self._calls.answer(error, self._context, self._method)
+        self._calls.leave_child()
 
 
 def log_not_implemented(method: str) -> None:
@@ -142,8 +129,3 @@ def behavior_of(handler: Any) -> tuple[str, Any]:
     requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
     name = f"{requests}_{responses}"
     return name, getattr(handler, name)
-
-
-def same_call(handler_call_details: Any, method: str) -> Any:
-    """Return the details of a call of another method, to ask whether there is such a method."""
-    return type(handler_call_details)(method, handler_call_details.invocation_metadata)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from goplugin import log
-from goplugin.calls import ALWAYS, CallsBase
+from goplugin.calls import ALWAYS, Calls
 from goplugin.state import STATE
 
 _log = log.get_logger("goplugin")
 
 
-def adapt(server: Any, calls: CallsBase) -> None:
+def adapt(server: Any, calls: Calls) -> None:
     """Prepare a server of that library; leave others alone."""
     library = type(server).__module__.split(".")[0]
     if library == "grpc":

@@ -26,28 +26,23 @@ _log = log.get_logger("goplugin")
 _Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
-class Calls(calls.CallsBase, grpc.aio.ServerInterceptor):
+class Calls(calls.Calls, grpc.aio.ServerInterceptor):
     """Sees each call of the plugin's services."""
 
     def __init__(self, threads: Executor) -> None:
         """threads: for what must be heard whatever the plugin's own handlers do."""
         super().__init__(threads)
         self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
-        self._of_threads = calls.Calls(threads)
-        self._running: set[asyncio.Task[Any]] = set()  # calls of the plugin's own `async def` handlers
+        self._running: set[asyncio.Task[Any]] = set()  # calls of the plugin's own handlers
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:  # type: ignore[override]
         """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
         self.consulted = True
         handler = await continuation(handler_call_details)
         if handler is None and reflection.is_reflection(handler_call_details.method):
-            found = set()
-            for service, methods in reflection.described():
-                for other in methods:
-                    if await continuation(calls.same_call(handler_call_details, other)):
-                        found.add(service)
-                        break
-            handler = reflection.handler(found)
+            handler = reflection.handler(
+                {service for service, call in reflection.calls(handler_call_details) if await continuation(call)}
+            )
         return self._return(handler, handler_call_details)
 
     def drain(self, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
@@ -64,31 +59,33 @@ class Calls(calls.CallsBase, grpc.aio.ServerInterceptor):
 
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = calls.behavior_of(handler)
+        always = method.startswith(calls.ALWAYS) or hasattr(behavior, "experimental_thread_pool")
         if inspect.isasyncgenfunction(behavior):
-            guarded = self._counted(_writes_all(behavior), method)
-        elif inspect.iscoroutinefunction(behavior):
-            guarded = self._counted(behavior, method)
-        else:
-            guarded = self._in_thread(behavior, method, handler)
-        return handler._replace(**{name: self._answered(guarded, method)})
+            behavior = _writes_all(behavior)
+        elif not inspect.iscoroutinefunction(behavior):
+            threads = self._threads if always else self.workers
+            behavior = _in_thread(self._in_this_thread(behavior, method, handler), method, handler, threads)
 
-    def _answered(self, behavior: _Behavior, method: str) -> _Behavior:
-        async def answered(request: Any, context: Any) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            task: Any = asyncio.current_task()
+            if not always:
+                self._running.add(task)
             try:
                 return await behavior(request, context)
             except grpc.aio.AbortError:
                 raise
             except BaseException as error:
-                await self._answer(error, context, method)
+                await self._answer_on_loop(error, context, method)
                 raise
             finally:
-                self._leave_child()
+                self._running.discard(task)
+                self.leave_child()
 
-        return answered
+        return handler._replace(**{name: guarded})
 
-    async def _answer(self, error: BaseException, context: Any, method: str) -> None:
+    async def _answer_on_loop(self, error: BaseException, context: Any, method: str) -> None:
         """End the call as grpc does for threads: grpc.aio words errors differently, and answers only Exceptions."""
-        self._leave_child(error)
+        self.leave_child(error)
         task: Any = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or task.cancelling()):
             return  # the caller has left, or its deadline is over
@@ -100,44 +97,30 @@ class Calls(calls.CallsBase, grpc.aio.ServerInterceptor):
         _log.error("%s: %s", method, text, exc_info=error)
         await context.abort(context.code() or grpc.StatusCode.UNKNOWN, context.details() or text)
 
-    def _counted(self, behavior: _Behavior, method: str) -> _Behavior:
-        if method.startswith(calls.ALWAYS):
-            return behavior
 
-        async def counted(request: Any, context: Any) -> Any:
-            task: Any = asyncio.current_task()
-            self._running.add(task)
-            try:
-                return await behavior(request, context)
-            finally:
-                self._running.discard(task)
+def _in_thread(behavior: Any, method: str, handler: Any, threads: Executor | None) -> _Behavior:
+    """Return a coroutine function that runs the method's function in one of the threads."""
 
-        return counted
+    def run(request: Any, context: ThreadContext) -> Any:
+        try:
+            if not handler.response_streaming:
+                return behavior(request, context)
+            for response in behavior(request, context):
+                context.write(response)
+        except Exception as error:
+            if not context.is_active() and not isinstance(error, (grpc.RpcError, grpc.aio.AbortError)):
+                # Its caller has left, and nobody else will hear of it.
+                _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
+            raise
 
-    def _in_thread(self, behavior: Any, method: str, handler: Any) -> _Behavior:
-        always = method.startswith(calls.ALWAYS) or getattr(behavior, "experimental_thread_pool", None)
-        behavior = self._of_threads.guard(behavior, method, handler.response_streaming)
+    async def in_thread(request: Any, context: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        of_thread = ThreadContext(context, loop)
+        if handler.request_streaming:
+            request = of_thread.requests()
+        return await loop.run_in_executor(threads, run, request, of_thread)
 
-        def run(request: Any, context: ThreadContext) -> Any:
-            try:
-                if not handler.response_streaming:
-                    return behavior(request, context)
-                for response in behavior(request, context):
-                    context.write(response)
-            except Exception as error:
-                if not context.is_active() and not isinstance(error, (grpc.RpcError, grpc.aio.AbortError)):
-                    # Its caller has left, and nobody else will hear of it.
-                    _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
-                raise
-
-        async def in_thread(request: Any, context: Any) -> Any:
-            loop = asyncio.get_running_loop()
-            of_thread = ThreadContext(context, loop)
-            if handler.request_streaming:
-                request = of_thread.requests()
-            return await loop.run_in_executor(self._threads if always else self.workers, run, request, of_thread)
-
-        return in_thread
+    return in_thread
 
 
 def _writes_all(behavior: Callable[..., Any]) -> _Behavior:

@@ -22,16 +22,17 @@ def is_reflection(method: str) -> bool:
     return method.rpartition("/")[0].removeprefix("/") in _SERVICES
 
 
-def described() -> Iterator[tuple[str, list[str]]]:
-    """Return each service that an imported module describes, with its methods, as handler_call_details name them.
+def calls(handler_call_details: Any) -> Iterator[tuple[str, Any]]:
+    """Return the details of a call of each method that an imported module describes, with the name of its service.
 
     grpc has no public list of a server's services. But it tells for each method whether the server has it.
     """
     for module in list(sys.modules.values()):
         descriptor: Any = getattr(module, "__dict__", {}).get("DESCRIPTOR")
-        for name, service in getattr(descriptor, "services_by_name", {}).items():
-            full_name = f"{descriptor.package}.{name}" if descriptor.package else name
-            yield full_name, [f"/{full_name}/{method}" for method in service.methods_by_name]
+        for service in getattr(descriptor, "services_by_name", {}).values():
+            for method in service.methods_by_name:
+                path = f"/{service.full_name}/{method}"
+                yield service.full_name, type(handler_call_details)(path, handler_call_details.invocation_metadata)
 
 
 def handler(services: set[str]) -> Any:
