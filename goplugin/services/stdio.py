@@ -34,15 +34,14 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         # Reentrant: garbage collection may call a __del__ that prints at any moment. There must be no second lock:
         # such a print would take the two in another order.
         self._changed = threading.Condition(threading.RLock())
-        self._chunks: deque[tuple[Channel, bytearray | memoryview]] = deque()  # a write is never in two of them
+        self._chunks: deque[tuple[Channel, bytearray]] = deque()  # one is a message for the host
         self._size = 0  # bytes in _chunks
         self._read = 0  # messages that hosts took so far: shows progress to writers that wait for room
-        self._sending = 0  # messages taken and not yet sent
-        self._readers = 0
+        self._readers: dict[int, bool] = {}  # threads that send to a host; whether they do just now
         self._dropping = False
         self._dropped = dict.fromkeys(_CHANNELS.values(), 0)  # bytes since the last report
         self._closed = False
-        self._never_wait: set[int] = set()  # threads without which nothing is read
+        self._never_wait: set[int] = set()  # more threads without which nothing is read
 
     def never_wait_in(self, thread: int) -> None:
         """Have `write` not wait in the thread of this ident: it is one of those that send the bytes to the host."""
@@ -57,11 +56,12 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                 self._dropped[channel] += len(data)
             else:
                 self._size += len(data)
-                last = self._chunks[-1] if self._chunks else (None, b"")
-                if last[0] == channel and isinstance(last[1], bytearray) and len(last[1]) + len(data) <= _MESSAGE:
+                last = self._chunks[-1] if self._chunks else (None, bytearray())
+                if last[0] == channel and len(last[1]) + len(data) <= _MESSAGE:
                     last[1].extend(data)
                 else:
-                    self._chunks.append((channel, bytearray(data) if len(data) <= _MESSAGE else memoryview(data)))
+                    for start in range(0, len(data), _MESSAGE):
+                        self._chunks.append((channel, bytearray(data[start : start + _MESSAGE])))
                     self._changed.notify_all()
             starts_dropping = self._dropping and not was_dropping
         if starts_dropping:  # logged without the lock: a handler of logging may print, and would wait for the lock
@@ -69,7 +69,8 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
 
     def _has_room(self) -> bool:
         """Wait for room as long as the host reads; whether there is room. Call it with the lock held."""
-        if threading.get_ident() in self._never_wait:
+        thread = threading.get_ident()
+        if thread in self._never_wait or thread in self._readers:
             self._dropping = self._dropping or self._size >= LOOP_LIMIT
             return not (self._dropping or self._closed)
         progress, deadline = self._read, time.monotonic() + PATIENCE
@@ -89,29 +90,21 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                 self._changed.notify_all()
 
         thread = threading.get_ident()
-        with self._changed:
-            self._readers += 1
-            self._never_wait.add(thread)
         try:
-            if not context.add_callback(host_left):
-                return
-            while message := self._next(context):
-                self._report_dropped()
-                try:
+            if context.add_callback(host_left):
+                while message := self._next(context, thread):
+                    self._report_dropped()
                     yield message  # grpc comes back for the next one once this one is sent
-                finally:
-                    with self._changed:
-                        self._sending -= 1
-                        self._changed.notify_all()
         finally:
             with self._changed:
-                self._readers -= 1
-                self._never_wait.discard(thread)
+                self._readers.pop(thread, None)
                 self._changed.notify_all()
 
-    def _next(self, context: grpc.ServicerContext) -> host_pb2.StdioData | None:
+    def _next(self, context: grpc.ServicerContext, thread: int) -> host_pb2.StdioData | None:
         """Wait for the next message for a host, and return it; None at the end."""
         with self._changed:
+            self._readers[thread] = False
+            self._changed.notify_all()
             while not self._chunks:
                 if self._closed or not context.is_active():
                     return None
@@ -119,20 +112,19 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             if not context.is_active():
                 return None  # what it did not take stays for the next host
             channel, data = self._chunks.popleft()
-            message = bytes(data[:_MESSAGE])
-            if len(data) > _MESSAGE:
-                self._chunks.appendleft((channel, data[_MESSAGE:]))
-            self._size -= len(message)
+            self._size -= len(data)
             self._read += 1
-            self._sending += 1
+            self._readers[thread] = True
             self._dropping = False
             self._changed.notify_all()
-        return host_pb2.StdioData(channel=channel, data=message)
+        return host_pb2.StdioData(channel=channel, data=bytes(data))
 
     def drain(self, timeout: float) -> None:
         """Wait until the hosts have what was printed so far, at most timeout seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._readers or not (self._chunks or self._sending), timeout)
+            self._changed.wait_for(
+                lambda: not any(self._chunks or sending for sending in self._readers.values()), timeout
+            )
 
     def close(self) -> None:
         """Let the streams end when everything is sent."""
