@@ -1,6 +1,7 @@
 """How host and plugin connect: plainly, or by the companion (TLS, or one connection for all)."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,13 +75,12 @@ class ByCompanion:
         """companion: a Companion, or testing/relays.py's RelayThread."""
         self._companion = companion
         self.server_cert = companion.server_cert
-        self._credentials: list[bytes] | None = None  # see _hop
         self.addresses: set[Address] = set()  # those of grpc are known to this process and the companion alone
 
     def listen(self, server: Any) -> Address:
         """Have grpc listen on the private hop, and the companion in front of it where the host finds us."""
-        if credentials := self._hop():
-            key, certificate, companions = credentials
+        if self._hop:
+            key, certificate, companions = self._hop
             server_credentials = grpc.ssl_server_credentials([(key, certificate)], companions, True)
             plain = Address("tcp", f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials)}")
         else:
@@ -88,15 +88,14 @@ class ByCompanion:
             server.add_insecure_port(plain.target())
         return Address(*self._companion.ask("listen", *plain))
 
+    @functools.cached_property
     def _hop(self) -> list[bytes]:
-        """Return what TLS on the private hop needs: grpc's key and certificate, and the companion's; [] if it has none.
+        """What TLS on the private hop needs: grpc's key and certificate, and the companion's; [] if it has none.
 
         OSError if the companion is gone.
         """
         self.server_cert()  # the first reply comes first
-        if self._credentials is None:
-            self._credentials = [part.encode() for part in self._companion.ask("hop")]
-        return self._credentials
+        return [part.encode() for part in self._companion.ask("hop")]
 
     def dial(self, address: Address) -> Address:
         """Have the companion connect to the host, and check its certificate."""
@@ -106,9 +105,9 @@ class ByCompanion:
     def channel(self, grpc_or_aio: Any, address: Address, options: tuple[Any, ...]) -> Any:
         """Return a channel on the private hop."""
         options = (*options, *self._options)
-        if not (credentials := self._hop()):
+        if not self._hop:
             return grpc_or_aio.insecure_channel(address.target(), options)
-        key, certificate, companions = credentials
+        key, certificate, companions = self._hop
         channel_credentials = grpc.ssl_channel_credentials(companions, key, certificate)
         options = (*options, ("grpc.ssl_target_name_override", "localhost"))  # as its certificate says
         return grpc_or_aio.secure_channel(address.target(), channel_credentials, options)
