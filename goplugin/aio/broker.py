@@ -4,11 +4,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import grpc
 
+from goplugin.address import Address
 from goplugin.aio.calls import submit
 from goplugin.services.accepted import AcceptedBase
 from goplugin.services.broker import BrokerBase
@@ -35,13 +35,7 @@ class Broker(BrokerBase):
             if not waiting.cancel() and not waiting.exception():
                 self._give_back(service_id, waiting.result())  # it came at the last moment
             raise
-        # In a thread, since it may wait for the companion.
-        reached = asyncio.ensure_future(asyncio.to_thread(self._reach, service_id, address))
-        try:
-            address = await asyncio.shield(reached)
-        except asyncio.CancelledError:
-            reached.add_done_callback(lambda done: done.exception() or self._transport.close_dialled(done.result()))
-            raise
+        address = await _in_thread(self._reach, service_id, address, undo=self._transport.close_dialled)
         channel: grpc.aio.Channel = self._connect(address, grpc.aio)
         if self._knocks:
             channel.get_state(try_to_connect=True)  # a host in Go closes a stream on which nothing comes for 2 minutes
@@ -59,12 +53,7 @@ class Broker(BrokerBase):
             await asyncio.wrap_future(self._reserve(accepted))
             server = grpc.aio.server(**self._server_arguments)
             add_to_server(server)
-            listening = asyncio.ensure_future(asyncio.to_thread(accepted.listen, server, Stoppable(server)))
-            try:
-                address = await asyncio.shield(listening)
-            except asyncio.CancelledError:
-                listening.add_done_callback(lambda done: done.exception() or accepted.stop())
-                raise
+            address = await _in_thread(accepted.listen, server, Stoppable(server), undo=lambda _: accepted.stop())
             await server.start()
         except BaseException:
             await accepted.close()
@@ -81,9 +70,8 @@ class Accepted(AcceptedBase, contextlib.AbstractAsyncContextManager["Accepted"])
 
     async def close(self) -> None:
         """Stop serving, and cancel calls in flight. A second call does nothing."""
-        stopped = self.stop()
-        if stopped:
-            await asyncio.wrap_future(stopped.future)
+        if server := self.stop():
+            await asyncio.wrap_future(server.stopped)
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close it."""
@@ -96,17 +84,21 @@ class Stoppable:
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server, self._loop = server, asyncio.get_running_loop()
 
-    def stop(self, grace: float | None) -> "Stopped":
+    def stop(self, grace: float | None) -> "Stoppable":
         """Begin to stop it."""
-        return Stopped(submit(self._server.stop(grace), self._loop))
+        self.stopped = submit(self._server.stop(grace), self._loop)
+        return self
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it has stopped."""
+        concurrent.futures.wait([self.stopped], timeout)
 
 
-class Stopped:
-    """Set once the server has stopped."""
-
-    def __init__(self, future: Future[None]) -> None:
-        self.future = future
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for that; whether it was so in time."""
-        return bool(concurrent.futures.wait([self.future], timeout).done)
+async def _in_thread(function: Callable[..., Address], *arguments: Any, undo: Callable[[Address], object]) -> Address:
+    """Run what may wait for the companion, in a thread; undo(its result) if this is cancelled meanwhile."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        running.add_done_callback(lambda done: done.exception() or undo(done.result()))
+        raise

@@ -13,26 +13,25 @@ class AcceptedBase:
     def __init__(self, broker: Any, transport: Transport, service_id: int) -> None:
         self.service_id = service_id
         self._broker, self._transport = broker, transport
-        self._server: Any = None
-        self._address: Address | None = None
+        self._served: tuple[Any, Address] | None = None
 
     def listen(self, server: Any, stoppable: Any) -> Address:
         """Bind the server, and return where the host finds it. OSError or ValueError if it cannot listen.
 
         stoppable: whose stop(None), called in any thread, stops the server.
         """
-        self._address = self._transport.listen(server)
-        self._server = stoppable
-        return self._address
+        address = self._transport.listen(server)
+        self._served = stoppable, address
+        return address
 
     def stop(self) -> Any:
         """Stop serving, and cancel calls in flight. Return what the server has returned for that."""
         self._broker.forget(self)
-        server, self._server = self._server, None
-        address, self._address = self._address, None
-        stopped = server.stop(None) if server else None
-        if address:
-            self._transport.close(address)
+        served, self._served = self._served, None
+        if not served:
+            return None
+        stopped = served[0].stop(None)
+        self._transport.close(served[1])
         return stopped
 
 
