@@ -52,10 +52,6 @@ class Address(NamedTuple):
                 os.remove(self.address)
 
 
-class NoTCP(OSError):
-    """TCP is refused altogether, not a certain port: the loopback interface is down, or a sandbox forbids it."""
-
-
 def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple[socket.socket, Address]:
     """Return a socket that listens where the host wants it.
 
@@ -67,11 +63,11 @@ def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple
     if not folder or not UNIX_SOCKETS:
         try:
             return _tcp_socket(environment.ports)
-        except NoTCP:
-            return _unix_socket(path())
+        except OSError:
+            return unix_socket(path())
     if re.search(r"[|\n\ud800-\udfff]", folder):
         raise ValueError(f"PLUGIN_UNIX_SOCKET_DIR={folder!r} has a character that the handshake line cannot carry")
-    listener, address = _unix_socket(os.path.join(folder, f"plugin{os.urandom(4).hex()}"))
+    listener, address = unix_socket(os.path.join(folder, f"plugin{os.urandom(4).hex()}"))
     try:
         give_to_group(address, environment.socket_group)
     except OSError:
@@ -81,37 +77,31 @@ def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple
 
 
 def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("127.0.0.1", 1))  # sends nothing; fails if the loopback interface is down
-    except OSError as error:
-        raise NoTCP from error
+    """Return one at the first port that is free.
+
+    OSError if TCP is refused altogether: the loopback interface is down, or a sandbox forbids it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("127.0.0.1", 1))  # sends nothing; fails if the loopback interface is down
     # From a random port on, not from the lowest as in Go: plugins that start together would race for each port in turn,
     # and a caller that still knows the port of a plugin that has left would reach its successor.
     first = int.from_bytes(os.urandom(4), "big") % len(ports)
     for port in (*ports[first:], *ports[:first]):
         try:
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         except OSError as error:
-            raise NoTCP from error
-        if os.name == "posix":  # on Windows the option would let two plugins share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            listener.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise NoTCP from error
-            continue
-        return listener, Address("tcp", f"127.0.0.1:{listener.getsockname()[1]}")
-    raise OSError(
+                raise
+        else:
+            return listener, Address("tcp", f"127.0.0.1:{listener.getsockname()[1]}")
+    raise ValueError(
         f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={ports[0]} to PLUGIN_MAX_PORT={ports[-1]} is free:"
         " end programs that listen there, or have the host allow more ports"
     )
 
 
-def _unix_socket(path: str) -> tuple[socket.socket, Address]:
+def unix_socket(path: str) -> tuple[socket.socket, Address]:
+    """Return one that listens at the path."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
