@@ -48,7 +48,12 @@ class Calls(grpc.ServerInterceptor):
         """Return the handler, with what raises in it answered; None if there is none."""
         method = handler_call_details.method
         if handler is None:
-            log_not_implemented(method)
+            if method.startswith("/grpc.health."):
+                _log.error(
+                    "the host calls the health service, and there is none: call add_HealthServicer_to_server in main()"
+                )
+            else:
+                _log.debug("%s is not implemented", method)  # hosts try optional methods all the time
             return None
         seen, guarded = self._guarded.get(method, (None, None))
         if seen is not handler:
@@ -114,14 +119,6 @@ class _Answered:
         if error and not isinstance(error, GeneratorExit):
             self._calls.answer(error, self._context, self._method)
         self._calls.leave_child()
-
-
-def log_not_implemented(method: str) -> None:
-    """Log that the host called a method that no service has. Hosts try optional ones all the time."""
-    if method.startswith("/grpc.health."):
-        _log.error("the host calls the health service, and there is none: call add_HealthServicer_to_server in main()")
-    else:
-        _log.debug("%s is not implemented", method)
 
 
 def behavior_of(handler: Any) -> tuple[str, Any]:

@@ -9,11 +9,12 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 from goplugin import log
 from goplugin.aio.broker import Accepted, Broker, Stoppable
-from goplugin.aio.calls import Calls, stack_of
+from goplugin.aio.calls import Calls
 from goplugin.lifetime import GRACE
 from goplugin.plugin import PluginBase
 from goplugin.workers import Workers
@@ -76,10 +77,11 @@ class Plugin(PluginBase):
     def _drain(self, end: float) -> None:
         super()._drain(end)
         if self._loop and not self._calls.drain(self._loop, max(0.0, end - time.monotonic())):
+            frame = sys._current_frames().get(self._thread)
             _log.error(
                 "the event loop did not run for the last %g s: a handler blocks it; see the stack",
                 GRACE,
-                extra={"stacktrace": stack_of(self._thread)},
+                extra={"stacktrace": "".join(traceback.format_stack(frame)) if frame else ""},
             )
 
 

@@ -11,8 +11,7 @@ import contextlib
 import inspect
 import sys
 import threading
-import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -237,10 +236,3 @@ def submit(coroutine: Any, loop: asyncio.AbstractEventLoop) -> "concurrent.futur
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.cancel()
         return future
-
-
-def stack_of(thread: int) -> str:
-    """Return what the thread is doing, as a traceback shows it."""
-    frame = sys._current_frames().get(thread)
-    lines: Iterable[str] = traceback.format_stack(frame) if frame else []
-    return "".join(lines)
