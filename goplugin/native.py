@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from goplugin import log
@@ -17,11 +16,21 @@ def adapt(server: Any, calls: Calls) -> None:
     library = type(server).__module__.split(".")[0]
     if library == "grpc":
         return
+    import tempfile
+
     start = server.start
 
     def start_in_folder() -> None:
-        with _temporary_folder():
+        """Have the library's temporary files go with the companion's, however the plugin ends."""
+        folder, before = "", tempfile.tempdir
+        with contextlib.suppress(OSError, ValueError):  # the companion has no folder
+            folder = os.path.dirname(STATE.companion.path()) if STATE.companion else ""
+        if 0 < len(folder) <= 60:  # the library's socket must fit behind it
+            tempfile.tempdir = folder
+        try:
             start()
+        finally:
+            tempfile.tempdir = before
 
     def warn(handler_call_details: Any, handler: Any) -> None:
         """Log that grpcio handles the method, though the library could if its code were generated anew."""
@@ -35,21 +44,3 @@ def adapt(server: Any, calls: Calls) -> None:
             )
 
     server.start, calls.on_method = start_in_folder, warn
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[None]:
-    """Have the library's temporary files go with the companion's, however the plugin ends."""
-    folder = ""
-    with contextlib.suppress(OSError, ValueError):  # the companion has no folder
-        folder = os.path.dirname(STATE.companion.path()) if STATE.companion else ""
-    if not folder or len(folder) > 60:  # the library's socket must fit behind it
-        yield
-        return
-    import tempfile
-
-    before, tempfile.tempdir = tempfile.tempdir, folder
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
