@@ -37,7 +37,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         self._transport, self._server_arguments = transport, server_arguments
         self.lock = threading.RLock()  # guards the following
         self.hosts: list[Outgoing] = []
-        self._infos: dict[int, tuple[Address, float]] = {}  # by id, with the time until which they can be dialled
+        self.infos: dict[int, host_pb2.ConnInfo] = {}  # what the host said that nobody has asked for yet, by id
         self._waiting: list[tuple[int | None, str, Future[Any]]] = []  # see _wait
         self._accepted: dict[int, AcceptedBase] = {}
         self._channels: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -61,8 +61,8 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             if self._knocks:
                 self._knocks.dial(service_id, future)
                 return future
-            if not future.done() and self._known(service_id):
-                future.set_result(self._infos.pop(service_id)[0])
+            if not future.done() and (info := self.infos.pop(service_id, None)):
+                future.set_result(Address(info.network, info.address))
             late = f"the host did not say within {TIMEOUT:g} s where it serves id {service_id}"
             error = TimeoutError(f"{late} (it does so once: an id can be dialled once)")
             self.fail_later(future, error)
@@ -122,9 +122,6 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
             self._channels.add(channel)
         return channel
 
-    def _known(self, service_id: int) -> bool:
-        return service_id in self._infos and self._infos[service_id][1] > time.monotonic()
-
     def announce(self, service_id: int, address: Address) -> None:
         """Tell the hosts where we serve the id."""
         with self.lock:
@@ -173,30 +170,30 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
                 self.hosts.remove(outgoing)
 
     def _receive(self, info: host_pb2.ConnInfo) -> None:
-        service_id, address = info.service_id, Address(info.network, info.address)
         with self.lock:
             if self._knocks:
                 self._knocks.receive(info)
                 return
-            again = self._known(service_id)
-            future = None if again else next(self._waiting_for(service_id), None)
-            if future:
-                future.set_result(address)
+            again = info.service_id in self.infos
+            if future := next(self._waiting_for(info.service_id), None):
+                future.set_result(Address(info.network, info.address))
             elif not again:
-                self._infos[service_id] = (address, time.monotonic() + TIMEOUT)
+                self.keep(info)
         if again:  # two hosts use the same id; as in Go, the first one is kept
-            _log.warning("the host serves id %d while another one does: not reachable", service_id)
-        elif not future:
-            self.call_later(self._expire)
+            _log.warning("the host serves id %d while another one does: not reachable", info.service_id)
 
-    def _expire(self) -> None:
-        """Forget ids that nobody dialled in time, as the host does too."""
+    def keep(self, info: host_pb2.ConnInfo) -> None:
+        """Keep what the host said until somebody asks for it; for TIMEOUT, as the host does too."""
+        self.infos[info.service_id] = info
+        self.call_later(functools.partial(self._expire, info))
+
+    def _expire(self, info: host_pb2.ConnInfo) -> None:
         with self.lock:
-            late = [service_id for service_id in self._infos if not self._known(service_id)]
-            for service_id in late:
-                del self._infos[service_id]
-        for service_id in late:
-            _log.warning("the host serves id %d, and nobody dialled it within %g s", service_id, TIMEOUT)
+            if self.infos.get(info.service_id) is not info:
+                return
+            del self.infos[info.service_id]
+        late = "dialled id %d, and nobody served it" if info.knock.knock else "serves id %d, and nobody dialled it"
+        _log.warning(f"the host {late} within %g s", info.service_id, TIMEOUT)
 
     def end_streams(self) -> None:
         """End the broker's streams. Connections stay, for the calls in flight."""
@@ -208,7 +205,7 @@ class BrokerBase(host_pb2_grpc.GRPCBrokerServicer):
         """Close all connections, and refuse new ones."""
         with self.lock:
             self._closing.set()
-            self._timers.put((0.0, self._expire))  # lets their thread end
+            self._timers.put((0.0, self._closing.set))  # lets their thread end
             for _, cannot, future in self._waiting:
                 self.fail(future, RuntimeError(f"{cannot}: the plugin is leaving"))
             accepted, channels = list(self._accepted.values()), list(self._channels)

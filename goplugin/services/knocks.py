@@ -6,24 +6,18 @@ the answer. Its next stream then belongs to that id.
 """
 
 import contextlib
-import functools
-import math
 import queue
 import threading
-import time
 import weakref
 from concurrent.futures import Future
 from typing import Any
 
-from goplugin import log
 from goplugin.address import Address
 from goplugin.services import host_pb2
 from goplugin.transport import Multiplexed
 
 TIMEOUT = 5.0  # seconds that each side has to pick an id up, or to answer a knock, as in Go
 KNOCK_AGAIN = 0.3  # seconds after which a knock that was refused is repeated, once
-
-_log = log.get_logger("goplugin.broker")
 
 
 class Knocks:
@@ -37,7 +31,6 @@ class Knocks:
         self._knocked: list[tuple[int, Future[Address]]] = []  # which the host has not answered; done: given up
         self._refused = weakref.WeakSet[Future[Address]]()  # which the host refused once
         self.served: dict[int, Address] = {}  # by id
-        self._early: dict[int, float] = {}  # ids that the host knocks for and we do not serve yet, until when
 
     def dial(self, service_id: int, future: Future[Address]) -> None:
         """Give the future a socket that leads to the id; ValueError if the host refuses, TimeoutError if it is late."""
@@ -60,7 +53,7 @@ class Knocks:
     def serve(self, service_id: int, address: Address) -> None:
         """Let the host in there when it knocks for the id."""
         self.served[service_id] = address
-        if self._early.pop(service_id, 0) > time.monotonic():
+        if self._broker.infos.pop(service_id, None):  # the host was earlier
             self._open(service_id)
 
     def receive(self, info: host_pb2.ConnInfo) -> None:
@@ -71,20 +64,12 @@ class Knocks:
         elif info.knock.knock and service_id in self.served:
             self._open(service_id)
         elif info.knock.knock:
-            self._early[service_id] = time.monotonic() + TIMEOUT
-            self._broker.call_later(functools.partial(self._expire, service_id))
+            self._broker.keep(info)
 
     def _open(self, service_id: int) -> None:
         with contextlib.suppress(OSError):  # the companion is gone, and the plugin leaves
             self._transport.expect(self.served[service_id])
             self._say(service_id, ack=True)
-
-    def _expire(self, service_id: int) -> None:
-        with self._lock:
-            if self._early.get(service_id, math.inf) > time.monotonic():
-                return  # it is served, or the host has knocked again
-            del self._early[service_id]
-        _log.warning("the host dialled id %d, and nobody served it within %g s", service_id, TIMEOUT)
 
     def _say(self, service_id: int, *, ack: bool) -> None:
         knock = host_pb2.ConnInfo.Knock(knock=True, ack=ack)
