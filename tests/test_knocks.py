@@ -23,6 +23,8 @@ from goplugin.transport import Multiplexed
 class Streams(Multiplexed):
     """Counts what is opened and closed."""
 
+    _hop: Any = ()  # a Unix socket needs no credentials
+
     def __init__(self) -> None:
         self.opened: list[Address] = []
         self.closed: list[Address] = []
