@@ -18,7 +18,6 @@ from typing import Any
 import grpc
 
 from goplugin import calls, log
-from goplugin.services import reflection
 
 _log = log.get_logger("goplugin")
 
@@ -38,10 +37,9 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
         """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
         self.consulted = True
         handler = await continuation(handler_call_details)
-        if handler is None and reflection.is_reflection(handler_call_details.method):
-            handler = reflection.handler(
-                {service for service, call in reflection.calls(handler_call_details) if await continuation(call)}
-            )
+        if handler is None and calls.is_reflection(handler_call_details.method):
+            described = calls.described_calls(handler_call_details)
+            handler = calls.reflection_handler({service for service, call in described if await continuation(call)})
         return self._return(handler, handler_call_details)
 
     def drain(self, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
