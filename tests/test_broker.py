@@ -18,7 +18,7 @@ import probe
 import pytest
 from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 
-from goplugin.aio.broker import Broker as AioBroker
+from goplugin.aio import Broker as AioBroker
 from goplugin.environment import Environment
 from goplugin.services import broker, host_pb2
 from goplugin.transport import Plain
