@@ -73,17 +73,14 @@ class TLS:
                 return b""
         parts = []
         try:
-            while self._in.pending or self._tls.pending() or self._in.eof:
-                part = self._tls.read(256 * 1024)
-                if not part:
-                    self.ended = True
-                    break
-                parts.append(part)
+            while not self.ended and (self._in.pending or self._tls.pending() or self._in.eof):
+                parts.append(self._tls.read(256 * 1024))
+                self.ended = not parts[-1]
         except ssl.SSLWantReadError:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             self.ended = True
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def _shake_hands(self, data: bytes) -> None:
         if not data:
