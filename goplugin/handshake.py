@@ -47,9 +47,5 @@ def handshake_line(version: int, network: str, address: str, server_cert: str = 
     multiplex: say that the plugin can multiplex. Only for hosts that ask about it: an old one takes a seventh field for
         a part of the sixth.
     """
-    fields = [str(CORE_PROTOCOL_VERSION), str(version), network, address, "grpc"]
-    if server_cert or multiplex:
-        fields.append(server_cert)
-    if multiplex:
-        fields.append("true")
-    return "|".join(fields)
+    fields = (CORE_PROTOCOL_VERSION, version, network, address, "grpc", server_cert, "true" if multiplex else "")
+    return "|".join(map(str, fields)).rstrip("|")

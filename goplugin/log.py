@@ -82,7 +82,7 @@ def set_up(for_person: logging.Handler | None = None) -> None:
     if level is not None:
         root.setLevel(level)
         _root.setLevel(level)
-    if name and level is None:
+    elif name:
         known = ", ".join(level for level in _LEVELS if level != "warning")
         get_logger("goplugin").warning("%s=%s is not a level (%s): it is ignored", LEVEL_VARIABLE, name, known)
     for other in root.handlers[:]:
@@ -162,10 +162,7 @@ def hclog_line(record: logging.LogRecord) -> bytes:
 
 
 def _level(levelno: int) -> str:
-    for name, lowest in (("error", logging.ERROR), ("warn", logging.WARNING), ("info", logging.INFO)):
-        if levelno >= lowest:
-            return name
-    return "debug" if levelno >= logging.DEBUG else "trace"
+    return next((name for name in ("error", "warn", "info", "debug") if levelno >= _LEVELS[name]), "trace")
 
 
 def _timestamp(seconds: float) -> str:
