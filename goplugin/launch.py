@@ -135,10 +135,7 @@ def _exit_by_hand(key: str, usage: str | None) -> NoReturn:
     options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     unknown = next((option for option in options if option not in ("-h", "--help")), "")
     if unknown:
-        import difflib
-
-        guess = f" Did you mean {DEBUG}?" if difflib.get_close_matches(unknown, [DEBUG]) else ""
-        log.exit_with(f"Unknown option {unknown}.{guess} Started by hand, this plugin knows {DEBUG} [NAME].")
+        log.exit_with(f"Unknown option {unknown}. Started by hand, this plugin knows {DEBUG} [NAME] alone.")
     log.exit_with(
         "This is a go-plugin plugin; its host starts it.\n"
         f"Started by hand ({key} is not set as that host sets it) it does nothing, but\n"

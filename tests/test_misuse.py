@@ -258,13 +258,13 @@ def by_hand(world: World, *arguments: str, **variables: str) -> tuple[int, str, 
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("arguments", [("--debgu",), ("--config", "x"), ("-d",)])
+@pytest.mark.parametrize("arguments", [("--debgu",), ("--config", "x")])
 @pytest.mark.windows
 def test_an_unknown_option_by_hand(world: World, arguments: tuple[str, ...]) -> None:
     code, out, err = by_hand(world, *arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"Unknown option {arguments[0]}.")
-    assert ("Did you mean --debug?" in err) == (arguments[0] == "--debgu")
+    assert "this plugin knows --debug" in err
 
 
 def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:

@@ -5,17 +5,10 @@ import itertools
 import select
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 READ, WRITE = 1, 4  # POLLIN and POLLOUT, wherever there is poll()
 ERROR_ONLY = 16  # POLLHUP, and POLLERR. Linux reports both in any case, macOS only what is asked for
-
-
-class HasFileno(Protocol):
-    """A file descriptor that knows its number, such as a socket."""
-
-    def fileno(self) -> int:
-        """Return the number."""
 
 
 class Loop:
@@ -27,15 +20,15 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
 
-    def watch(self, fd: int | HasFileno, events: int, callback: Callable[[int], object]) -> None:
-        """Call back whenever fd is ready for one of the events, or has failed."""
-        number = fd if isinstance(fd, int) else fd.fileno()
+    def watch(self, fd: Any, events: int, callback: Callable[[int], object]) -> None:
+        """Call back whenever fd, a number or a socket, is ready for one of the events, or has failed."""
+        number = _number(fd)
         self._poll.register(number, events)
         self._callbacks[number] = callback
 
-    def forget(self, fd: int | HasFileno) -> None:
+    def forget(self, fd: Any) -> None:
         """Watch fd no more."""
-        number = fd if isinstance(fd, int) else fd.fileno()
+        number = _number(fd)
         if self._callbacks.pop(number, None):
             self._poll.unregister(number)
 
@@ -58,6 +51,10 @@ class Loop:
                 callback(events)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
+
+
+def _number(fd: Any) -> int:
+    return fd if isinstance(fd, int) else int(fd.fileno())
 
 
 def _poll() -> Any:
