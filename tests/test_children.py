@@ -1,7 +1,6 @@
 """Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
 
 import contextlib
-import signal
 import time
 
 import probe
@@ -13,11 +12,12 @@ from kv import get, put
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 WAYS = ["fork", "spawn", "forkserver"]
+MARKED = [pytest.param(way, marks=() if way == "spawn" else pytest.mark.unix_only("there is no fork")) for way in WAYS]
 
 
 @pytest.mark.parametrize("end", ["Kill()", "plugin killed", "host killed"])
 @pytest.mark.parametrize("kind", ["Process", "daemon", "Pool", "ProcessPoolExecutor"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", MARKED)
 @pytest.mark.windows
 def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str) -> None:
     host = world.started(PLUGINS / "pool_plugin.py")
@@ -27,14 +27,14 @@ def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str
     if end == "Kill()":
         assert host.ask("kill")["seconds"] < 4
     elif end == "plugin killed":
-        world.plugin().send_signal(signal.SIGKILL)
+        world.plugin().kill()
         assert eventually(lambda: host.ask("exited")["exited"], 2)
     else:
         host.process.kill()
     assert world.gone(3.5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", MARKED)
 @pytest.mark.windows
 def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     """Whole, with level, module and pairs; also their exceptions. What the host said to the plugin is not theirs."""

@@ -19,10 +19,10 @@ from kv import put
 from goplugin import HandshakeConfig, environment
 from goplugin.handshake import handshake_line
 
-pytestmark = pytest.mark.windows
 ALSO_ON_ASYNCIO = True
 
 
+@pytest.mark.windows
 def test_the_line_is_exact_and_all_there_is(world: World) -> None:
     process = run(world)
     match = re.fullmatch(r"1\|1\|tcp\|127\.0\.0\.1:(\d+)\|grpc\n", line(process))
@@ -85,6 +85,7 @@ def test_an_invalid_range(low: str, high: str, error: str) -> None:
         environment.parse({"PLUGIN_MIN_PORT": low, "PLUGIN_MAX_PORT": high})
 
 
+@pytest.mark.windows
 def test_an_invalid_range_is_a_clear_error(world: World) -> None:
     process = run(world, PLUGIN_MIN_PORT="ten")
     out, err = process.communicate(timeout=PATIENCE)
@@ -97,6 +98,7 @@ def test_an_invalid_range_is_a_clear_error(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "goodbye"])
+@pytest.mark.windows
 def test_started_by_a_person(world: World, value: str | None) -> None:
     env = {**world.env, **({} if value is None else {"BASIC_PLUGIN": value})}
     process = world.run(sys.executable, world.kv_plugin, env=env)
@@ -153,6 +155,7 @@ def test_the_host_says_that_no_version_is_common(world: World) -> None:
         host.ask("start")
 
 
+@pytest.mark.windows
 def test_stray_output_never_breaks_the_handshake(world: World) -> None:
     """Neither at import, by print, write(1), a C library, a child and a shell, nor later, 1 MB of it."""
     world.env["PROBE_NOISY"] = "1"
@@ -163,7 +166,6 @@ def test_stray_output_never_breaks_the_handshake(world: World) -> None:
     assert probe.do(host, "echo", "still here") == "still here"
 
 
-@pytest.mark.unix_only("it looks in /proc")
 def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> None:
     look = "(sys.stdout, sys.stderr, sys.excepthook, signal.getsignal(signal.SIGINT), os.readlink('/proc/self/fd/1'))"
     code = f"import os, sys, signal; before = {look}; import plugin; print(before == {look}, threading.active_count())"
@@ -172,6 +174,7 @@ def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> Non
     assert (out, err) == (b"True 1\n", b"")
 
 
+@pytest.mark.windows
 def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
     """It inherits neither what the host said to us, nor what we made of stdout."""
     child = "import goplugin, signal; print('result', signal.getsignal(signal.SIGINT).__name__)"
@@ -186,7 +189,6 @@ def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
     assert (out, err.split()) == (b"", [b"result", b"default_int_handler"])
 
 
-@pytest.mark.unix_only("sh closes it")
 @pytest.mark.parametrize("closed", ["0<&-", "2>&-"])
 def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
     """The kept stdout does not take the place of stdin or stderr, where stray output would reach it."""
@@ -197,6 +199,7 @@ def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
     assert probe.do(host, "echo", 1) == 1
 
 
+@pytest.mark.windows
 def test_a_line_that_would_end_the_host(world: World) -> None:
     """JSON with "@message" and its like, not strings: the host panics on it. No print of ours is read as such."""
     world.env["PROBE_NOISY"] = "json"
@@ -210,11 +213,13 @@ def test_a_line_that_would_end_the_host(world: World) -> None:
     assert host.logged('> {"@message": 6}')
 
 
+@pytest.mark.windows
 def test_arguments_of_the_host_are_left_alone(world: World) -> None:
     host = world.started(cmd=[sys.executable, str(world.kv_plugin), "--config", "file", "--log-level=debug", "x"])
     put(host, "k", b"v")
 
 
+@pytest.mark.windows
 def test_stdin_is_left_alone(world: World) -> None:
     """The host passes its own stdin on; what stands in it is for others."""
     read, write = os.pipe()
@@ -227,6 +232,7 @@ def test_stdin_is_left_alone(world: World) -> None:
     os.close(write)
 
 
+@pytest.mark.windows
 def test_health(world: World) -> None:
     host = world.started()
     host.ask("ping")

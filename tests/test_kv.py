@@ -17,11 +17,11 @@ from kv import SUFFIX, get, put
 import kv_pb2
 import plugin
 
-pytestmark = pytest.mark.windows
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 
 @pytest.mark.parametrize("value", [b"", b"world", b"\xff\xfe\x00\n|", os.urandom(64 << 20)], ids=len)
+@pytest.mark.windows
 def test_values_are_bytes(world: World, value: bytes) -> None:
     host = world.started()
     put(host, "hello", value)
@@ -29,7 +29,6 @@ def test_values_are_bytes(world: World, value: bytes) -> None:
     assert hashlib.sha256(get(host, "hello")).digest() == hashlib.sha256(value + SUFFIX).digest()
 
 
-@pytest.mark.unix_only("it calls sh")
 @pytest.mark.plain_only("a host of its own")
 def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
     """The README's command, and files interchangeable with the Go plugin's, both ways."""
@@ -46,6 +45,7 @@ def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) ->
     assert kv(python, "get", "hello-world") == "world\n\nWritten from plugin-go-grpc\n"
 
 
+@pytest.mark.windows
 def test_put_survives_sigkill(world: World) -> None:
     host = world.started()
     put(host, "hello", b"world")
@@ -53,7 +53,6 @@ def test_put_survives_sigkill(world: World) -> None:
     assert (world.folder / "kv_hello").read_bytes() == b"world" + SUFFIX
 
 
-@pytest.mark.unix_only("the plugin stops itself by SIGSTOP")
 def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
     world.env["KV_PLUGIN"] = str(world.kv_plugin)
     host = world.started(PLUGINS / "stops_midway.py")
@@ -106,10 +105,12 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
+@pytest.mark.windows
 def test_names_of_files(key: str) -> None:
     assert plugin.KVServicer()._file_of(key) == KEYS[key]
 
 
+@pytest.mark.windows
 def test_keys_stay_in_the_folder(world: World) -> None:
     host = world.started()
     for key in KEYS:
@@ -119,6 +120,7 @@ def test_keys_stay_in_the_folder(world: World) -> None:
     assert {entry.name for entry in world.folder.parent.iterdir()} == {"work", "tmp"}
 
 
+@pytest.mark.windows
 def test_no_key_replaces_the_plugins_own_code(world: World) -> None:
     """Run as people run it, from its own folder: it still starts after Puts to keys that name its files."""
     for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):
@@ -134,7 +136,6 @@ def test_no_key_replaces_the_plugins_own_code(world: World) -> None:
     assert {name: (world.folder / name).read_bytes() for name in before} == before
 
 
-@pytest.mark.unix_only("the system's words are others there")
 def test_errors_say_what_is_wrong(world: World) -> None:
     host = world.started()
     with pytest.raises(CallError, match="NotFound.*nobody put this") as missing:
@@ -150,7 +151,6 @@ def test_errors_say_what_is_wrong(world: World) -> None:
     assert not list(world.folder.glob(".kv_*"))
 
 
-@pytest.mark.unix_only("it mounts one")
 def test_full_disk(world: World) -> None:
     """A real one, of 64 KiB, in a mount namespace of the plugin's own."""
     command = shlex.join([sys.executable, str(world.kv_plugin)])
@@ -163,7 +163,6 @@ def test_full_disk(world: World) -> None:
     put(host, "other", b"v" * 40_000)  # the failed Put gave its space back
 
 
-@pytest.mark.unix_only("the plugin becomes another user")
 @pytest.mark.grpcio_only("by then the plugin cannot read its modules")
 @pytest.mark.plain_only("the plugin becomes another user, whom the TLS terminator's folder keeps out")
 def test_no_permission(world: World) -> None:

@@ -14,7 +14,6 @@ from harness import PLUGINS, CallError, Host, World, eventually
 
 from goplugin.log import hclog_line
 
-pytestmark = pytest.mark.windows
 ALSO_ON_ASYNCIO = True
 
 
@@ -32,6 +31,7 @@ def odd(world: World, case: str) -> dict[str, Any]:
     ("level", "name"),
     [(5, "trace"), (10, "debug"), (20, "info"), (30, "warn"), (40, "error"), (50, "error"), (25, "info")],
 )
+@pytest.mark.windows
 def test_level_module_message_and_pairs(world: World, level: int, name: str) -> None:
     world.env["PLUGIN_LOG_LEVEL"] = "trace"
     host = probe.start(world)
@@ -70,6 +70,7 @@ def test_one_record_is_one_line(world: World, case: str, expected: dict[str, Any
     assert record["@level"] == "info"
 
 
+@pytest.mark.windows
 def test_a_big_record_is_cut_and_says_so(world: World) -> None:
     record = odd(world, "big")
     assert record["@level"] == "info"
@@ -80,6 +81,7 @@ def test_a_big_record_is_cut_and_says_so(world: World) -> None:
     assert len(record["@message"]) + len(record["pair"]) > 40_000  # no more than needed
 
 
+@pytest.mark.windows
 def test_exceptions_and_stacks(world: World) -> None:
     record = odd(world, "exception raises")
     assert record["@level"] == "error"
@@ -87,6 +89,7 @@ def test_exceptions_and_stacks(world: World) -> None:
     assert "log_odd" in odd(world, "stack")["stacktrace"]
 
 
+@pytest.mark.windows
 def test_warnings(world: World) -> None:
     record = odd(world, "warning")
     assert record["@level"] == "warn"
@@ -104,6 +107,7 @@ def test_grpcs_own_messages(world: World) -> None:
     assert record["@level"] == "error"
 
 
+@pytest.mark.windows
 def test_uncaught_exceptions_everywhere(world: World) -> None:
     """Of threads, of destructors, and of main; also once the plugin has configured its logging."""
     host = probe.start(world)

@@ -8,7 +8,6 @@ import probe
 import pytest
 from harness import Host, World, eventually
 
-pytestmark = pytest.mark.windows
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 
 MB = 1_000_000
@@ -25,6 +24,7 @@ def stdio(host: Host) -> tuple[bytes, bytes]:
     return answer["stdout"], answer["stderr"]
 
 
+@pytest.mark.windows
 def test_both_streams_reach_the_host(world: World) -> None:
     host = probe.start(world)
     probe.do(host, "print", ["stdout", "to stdout, wörld\n", 1, 1])
@@ -43,6 +43,7 @@ def test_bytes_are_unchanged_100_mb_in_a_row(world: World) -> None:
     assert probe.do(host, "memory") - before < 30 * MB
 
 
+@pytest.mark.windows
 def test_several_threads_keep_their_order(world: World) -> None:
     host = probe.start(world)
     line = "# says something long enough to be cut somewhere, if lines were ever cut\n"
@@ -58,6 +59,7 @@ def test_several_threads_keep_their_order(world: World) -> None:
             assert data.count(line.replace("#", str(number)).encode()) == 5000
 
 
+@pytest.mark.windows
 def test_long_writes_stay_in_one_piece(world: World) -> None:
     host = probe.start(world)
     line = "#" * 200_000 + "\n"
@@ -66,6 +68,7 @@ def test_long_writes_stay_in_one_piece(world: World) -> None:
     assert {(set(text), len(text)) == ({text[0]}, 200_000) for text in stdio(host)[0].splitlines()} == {True}
 
 
+@pytest.mark.windows
 def test_a_wrapped_stdout_still_reaches_the_host(world: World) -> None:
     world.env["PROBE_WRAPPED"] = "1"
     host = probe.start(world)
@@ -124,6 +127,7 @@ def test_reading_again_ends_the_dropping(world: World) -> None:
     assert eventually(lambda: stdio(host)[1] == b"read again")
 
 
+@pytest.mark.windows
 def test_host_leaves_in_the_middle(world: World) -> None:
     host = probe.start(world)
     host.begin("call", method="/probe.Probe/print_bytes", message=b"[1, 50000000]")
