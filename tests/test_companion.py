@@ -19,7 +19,6 @@ from certificates import certificate_in, client_context, make_certificate, serve
 from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
 
-from goplugin.companion import posix
 from goplugin.companion.loop import Loop
 
 ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
@@ -118,6 +117,8 @@ def test_without_what_only_linux_has(world: World, victim: str) -> None:
 
 def test_a_parent_that_ends_before_kqueue_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is defunct, and there is no /proc to say so."""
+    from goplugin.companion import posix  # not on Windows
+
     queue = Mock(**{"control.side_effect": ProcessLookupError})
     for name in ("kqueue", "kevent", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
         monkeypatch.setattr(select, name, Mock(return_value=queue), raising=False)
