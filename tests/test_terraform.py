@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import textwrap
 import zipfile
 from collections.abc import Callable
 
@@ -147,10 +148,10 @@ def test_dist(world: World, provider: Example, host: str) -> None:
         other.write(
             provider.folder / "dist" / "launcher" / "terraform-provider-notes", "terraform-provider-other_v2.0.0"
         )
-    settings = world.folder / "mirror.tfrc"
-    settings.write_text(
-        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{mirror.parent.parent}"\n  }}\n}}\n'
-    )
+    (settings,) = re.findall(r"```hcl\n(.*?)```", (provider.folder / "README.md").read_text(), re.DOTALL)
+    assert "/path/to/mirror" in settings
+    settings = settings.replace("/path/to/mirror", str(world.folder / "mirror"))
+    (world.folder / ".terraformrc").write_text(textwrap.dedent(settings))
     alone = (world.folder / "main.tf").read_text()
     edit(
         world,
@@ -162,7 +163,8 @@ def test_dist(world: World, provider: Example, host: str) -> None:
             '\nprovider "other" {\n  folder = "."\n}\n\nresource "notes_note" "other" {\n  provider = other\n'
             '  name = "other"\n  text = "x"\n}\n'
         )
-    world.env |= {"TF_CLI_CONFIG_FILE": str(settings)}
+    del world.env["TF_CLI_CONFIG_FILE"]
+    world.env["HOME"] = str(world.folder)
     provider.run(world, f"'{host}' init", cwd=world.folder)
     lock = (world.folder / ".terraform.lock.hcl").read_text()
     assert re.search(r'provider "example.com/me/notes" {\n  version = "0.1.0"\n  hashes = \[\n    "h1:', lock)
