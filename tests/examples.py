@@ -17,7 +17,7 @@ HOSTS = ROOT / ".hosts"  # where `make hosts` puts them
 
 
 class Example:
-    """A copy of an example, made by the first two commands of its README, with a class renamed."""
+    """A copy of an example, made by the first two commands of its README, with classes renamed."""
 
     def __init__(self, name: str, folder: Path) -> None:
         """folder: an empty one."""
@@ -36,8 +36,10 @@ class Example:
                 os.utime(self.folder / file, (0, 0))  # older than what is installed
         source = self.folder / ("provider.py" if name == "terraform" else "plugin.py")
         text = source.read_text()
-        class_name = re.findall(r"^class (\w+)\(", text, re.MULTILINE)[-1]
-        source.write_text(re.sub(rf"(?<!\.)\b{class_name}\b", f"My{class_name}", text))
+        classes = re.findall(r"^class (\w+)\(", text, re.MULTILINE)
+        for class_name in classes if name == "terraform" else classes[-1:]:
+            text = re.sub(rf"(?<!\.)\b{class_name}\b", f"My{class_name}", text)
+        source.write_text(text)
 
     @staticmethod
     def names() -> list[str]:

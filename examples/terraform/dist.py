@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from provider import Notes
+from provider import PROVIDER
 
 HERE = Path(__file__).resolve().parent
-SOURCE = Notes().full_name()  # HOSTNAME/NAMESPACE/TYPE
+SOURCE = PROVIDER.full_name()  # HOSTNAME/NAMESPACE/TYPE
 PROGRAM = f"terraform-provider-{SOURCE.rsplit('/', maxsplit=1)[-1]}"
 ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 

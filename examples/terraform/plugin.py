@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tf.gen import tfplugin_pb2_grpc
 from tf.provider import ProviderServicer
 
-from provider import Notes
+from provider import PROVIDER
 
 # Terraform's, the same for all providers. Protocol 6 is what tf speaks.
 HANDSHAKE = goplugin.HandshakeConfig(
@@ -29,7 +29,7 @@ def main() -> None:
 
     # 1. Implement the service: tf's ProviderServicer does, and calls the provider. 2. Serve it.
     server = grpc.server(**plugin.server_arguments)
-    tfplugin_pb2_grpc.add_ProviderServicer_to_server(ProviderServicer(Notes()), server)
+    tfplugin_pb2_grpc.add_ProviderServicer_to_server(ProviderServicer(PROVIDER), server)
 
     # 3. Add the gRPC health checking service.
     health_servicer = health.HealthServicer()
