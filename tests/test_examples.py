@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +27,12 @@ def test_the_readme(world: World, name: str, copies: Callable[[str], Example]) -
     example.run(world, "make types")
     if "go run" in with_host:  # which gets go-plugin's own hosts
         assert example.run(world, example.typed(with_host)).split() == example.shown(with_host).split()
+
+
+def test_text_files_have_an_encoding() -> None:
+    """Otherwise it is the machine's."""
+    rule = ["--preview", "--select", "PLW1514"]
+    subprocess.run([sys.executable, "-m", "ruff", "check", *rule, "examples", "starter"], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(("name", "file"), [("tflint", "tflint.proto"), ("vault", "sdk/plugin/pb/backend.proto")])

@@ -35,7 +35,7 @@ class CounterServicer(counter_pb2_grpc.CounterServicer):
         with self.broker.dial(request.add_server) as channel:
             helper = counter_pb2_grpc.AddHelperStub(channel)
             total = helper.Sum(counter_pb2.SumRequest(a=read(path), b=request.value)).r
-        path.write_text(json.dumps({"Value": total}))
+        path.write_text(json.dumps({"Value": total}), encoding="utf-8")
         return counter_pb2.Empty()
 
 
@@ -48,7 +48,7 @@ def file_of(key: str, context: grpc.ServicerContext) -> Path:
 
 def read(path: Path) -> int:
     """Return the file's number."""
-    return int(json.loads(path.read_text())["Value"]) if path.exists() else 0
+    return int(json.loads(path.read_text(encoding="utf-8"))["Value"]) if path.exists() else 0
 
 
 def main() -> None:

@@ -21,10 +21,12 @@ def launcher() -> None:
     folder = HERE / "dist" / "launcher"
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / PROGRAM
-    script.write_text(f'#!/bin/sh\nexec "{HERE}/.venv/bin/python" "{HERE}/plugin.py" "$@"\n')
+    command = f'exec "{HERE}/.venv/bin/python" "{HERE}/plugin.py" "$@"'
+    script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8", newline="")
     script.chmod(0o755)
     overrides = f'dev_overrides {{\n    "{SOURCE}" = "{folder}"\n  }}\n  direct {{}}'
-    (folder / "terraform.tfrc").write_text(f"provider_installation {{\n  {overrides}\n}}\n")
+    settings = f"provider_installation {{\n  {overrides}\n}}\n"
+    (folder / "terraform.tfrc").write_text(settings, encoding="utf-8", newline="")
     print(f"export TF_CLI_CONFIG_FILE={shlex.quote(str(folder / 'terraform.tfrc'))}")
 
 
@@ -45,7 +47,7 @@ def dist(version: str) -> None:
     shutil.make_archive(str(output / f"{name}_{target}"), "zip", build / "folder")
     archives = sorted(output.glob(f"{name}_*.zip"))
     sums = [f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n" for archive in archives]
-    (output / f"{name}_SHA256SUMS").write_text("".join(sums))
+    (output / f"{name}_SHA256SUMS").write_text("".join(sums), encoding="utf-8", newline="")
     print(f"dist/{name}_{target}.zip, and its checksum in dist/{name}_SHA256SUMS")
 
 

@@ -72,7 +72,8 @@ class Notes(Provider):
     def read(self, name: str) -> State | None:
         """Return the note as Terraform's state has it; None if there is none."""
         try:
-            text = (self.folder / name).read_text()
+            with (self.folder / name).open(encoding="utf-8", newline="") as file:
+                text = file.read()
         except FileNotFoundError:
             return None
         return {"id": name, "name": name, "text": text, "size": len(text)}
@@ -119,7 +120,8 @@ class Note(Resource):
         """Make it; return its state."""
         path = self.provider.folder / planned["name"]
         try:
-            with path.open("x") as file:
+            # newline="", or line ends would change, and Terraform refuses what differs from the plan.
+            with path.open("x", encoding="utf-8", newline="") as file:
                 file.write(planned["text"])
         except OSError as error:
             ctx.diagnostics.add_error("The note cannot be created", f"{path}: {error.strerror}.", path=["name"])
@@ -133,7 +135,7 @@ class Note(Resource):
 
     def update(self, ctx: UpdateContext, current: State, planned: State) -> State | None:
         """Change it in place."""
-        (self.provider.folder / planned["name"]).write_text(planned["text"])
+        (self.provider.folder / planned["name"]).write_text(planned["text"], encoding="utf-8", newline="")
         return self.provider.read(planned["name"])
 
     def delete(self, ctx: DeleteContext, current: State) -> None:

@@ -60,16 +60,16 @@ def test_create_update_and_delete(provider: Any, tmp_path: Path) -> None:
     assert state == {"id": "n", "name": "n", "text": "one", "size": 3}
     state = read_dynamic_value(apply(provider, state, {**state, "text": "three"}).new_state)
     assert state["size"] == 5
-    assert (tmp_path / "n").read_text() == "three"
+    assert (tmp_path / "n").read_text(encoding="utf-8") == "three"
     apply(provider, state, None)
     assert not (tmp_path / "n").exists()
 
 
 def test_an_error_names_the_attribute(provider: Any, tmp_path: Path) -> None:
-    (tmp_path / "n").write_text("not Terraform's")
+    (tmp_path / "n").write_text("not Terraform's", encoding="utf-8")
     (diagnostic,) = apply(provider, None, note()).diagnostics
     assert (diagnostic.summary, diagnostic.attribute.steps[0].attribute_name) == ("The note cannot be created", "name")
-    assert (tmp_path / "n").read_text() == "not Terraform's"
+    assert (tmp_path / "n").read_text(encoding="utf-8") == "not Terraform's"
 
 
 @pytest.mark.parametrize(("name", "errors"), [("n", 0), ("../n", 1), (".n", 1), ("", 1), (Unknown, 0)])
@@ -78,8 +78,15 @@ def test_validate(provider: Any, name: Any, errors: int) -> None:
     assert len(provider.ValidateResourceConfig(request).diagnostics) == errors
 
 
+@pytest.mark.parametrize("text", ["a\r\nb\rc\n", "ä \u2028 \U0001f40d", ""])
+def test_what_is_read_is_what_was_written(provider: Any, tmp_path: Path, text: str) -> None:
+    state = read_dynamic_value(apply(provider, None, note(text=text)).new_state)
+    assert (state["text"], state["size"]) == (text, len(text))
+    assert (tmp_path / "n").read_bytes() == text.encode()
+
+
 def test_import(provider: Any, tmp_path: Path) -> None:
-    (tmp_path / "old").write_text("text")
+    (tmp_path / "old").write_text("text", encoding="utf-8")
     answer = provider.ImportResourceState(pb.ImportResourceState.Request(type_name="notes_note", id="old"))
     assert read_dynamic_value(answer.imported_resources[0].state)["size"] == 4
     answer = provider.ImportResourceState(pb.ImportResourceState.Request(type_name="notes_note", id="nothing"))
