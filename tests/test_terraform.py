@@ -9,9 +9,28 @@ import zipfile
 from collections.abc import Callable
 
 import pytest
-from harness import World, eventually
+from harness import PLUGINS, ROOT, World, eventually
 
 from examples import Example, programs, writer_of
+
+CONFIGURATIONS = ROOT / "tests" / "terraform"
+
+WHAT_TF_LACKS = """
+from tf import schema, types, utils
+from tf.gen import tfplugin_pb2 as pb
+calls = pb.DESCRIPTOR.services_by_name["Provider"].methods_by_name
+assert {mode.name for mode in schema.NestMode} == {"Set", "Single"}
+assert not {"Object", "Tuple"} & vars(types).keys()
+assert "write_only" not in pb.Schema.Attribute.DESCRIPTOR.fields_by_name
+assert not {"GetResourceIdentitySchemas", "OpenEphemeralResource"} & {*calls}
+assert utils._msgpack_ext_hook(12, b"") is not types.Unknown
+"""
+
+KINDS_THAT_WAIT = """
+resource "kinds_all" "waits" {
+  waits = true
+}
+"""
 
 pytestmark = [
     Example.group("terraform"),
@@ -80,6 +99,45 @@ def test_the_life_of_a_resource(world: World, provider: Example, host: str) -> N
     assert not (world.folder / "another").exists()
 
 
+def test_values_of_all_kinds(world: World, provider: Example, host: str) -> None:
+    """Known in part, or null; with what README advises where tf lacks something."""
+    folder = world.folder / "kinds"
+    folder.mkdir()
+    for name in ("plugin.py", "servicer.py"):
+        shutil.copy(provider.folder / name, folder)
+    shutil.copy(PLUGINS / "kinds_provider.py", folder / "provider.py")
+    launcher = folder / "terraform-provider-kinds"
+    command = f'PYTHONPATH="{provider.folder}" exec "{provider.folder}/.venv/bin/python" "{folder}/plugin.py"'
+    launcher.write_text(f"#!/bin/sh\n{command}\n")
+    launcher.chmod(0o755)
+    overrides = f'dev_overrides {{\n    "example.com/me/kinds" = "{folder}"\n  }}'
+    (folder / "terraform.tfrc").write_text(f"provider_installation {{\n  {overrides}\n}}\n")
+    world.env["TF_CLI_CONFIG_FILE"] = str(folder / "terraform.tfrc")
+    shutil.copy(CONFIGURATIONS / "kinds.tf", world.folder / "main.tf")
+
+    def run(arguments: str, code: int = 0) -> str:
+        return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
+
+    said = run("apply -auto-approve")
+    assert re.search(r'\+ default +\s*= "known before"', said)
+    assert re.search(r'python_types = \[\s*"str",\s*"float",\s*"int",\s*\]', said)
+    assert 'json = "value"' in " ".join(said.split())
+    run("plan -detailed-exitcode")
+    assert "1 added, 2 changed, 1 destroyed" in run("apply -auto-approve -var run=2")  # all was known, and is no more
+    run("plan -detailed-exitcode -var run=2")
+
+    (world.folder / "main.tf").write_text((CONFIGURATIONS / "kinds.tf").read_text() + KINDS_THAT_WAIT)
+    apply = world.run(host, "apply", "-auto-approve", "-var", "run=2")
+    assert eventually((world.folder / "waits").exists)
+    apply.send_signal(signal.SIGINT)
+    assert "Error: Told to stop" in apply.communicate()[1].decode()
+
+
+def test_what_tf_lacks(world: World, provider: Example, host: str) -> None:
+    """If this fails, tf has learnt something, and README and servicer.py can be shorter."""
+    provider.run(world, f".venv/bin/python -c '{WHAT_TF_LACKS}'")
+
+
 def test_errors_show_the_line(world: World, provider: Example, host: str) -> None:
     (world.folder / "hello-world").write_text("not Terraform's")
     said = provider.run(world, f"'{host}' apply -auto-approve 2>&1", 1, cwd=world.folder)
@@ -92,6 +150,15 @@ def test_errors_show_the_line(world: World, provider: Example, host: str) -> Non
     edit(world, '".hidden"', 'provider::notes::slug("!")')
     said = provider.run(world, f"'{host}' validate 2>&1", 1, cwd=world.folder)
     assert "The title has no letters or digits" in re.sub(r"\s+│?\s*", " ", said)
+    edit(world, 'provider::notes::slug("!")', "var.nothing")
+    edit(world, "notes_note.hello.name\n", "var.nothing\n")
+    with (world.folder / "main.tf").open("a") as file:
+        file.write('variable "nothing" {\n  default = null\n}\n')
+    said = provider.run(world, f"'{host}' plan 2>&1", 1, cwd=world.folder)
+    assert len(re.findall(r"Error: name is null\n.*?\d+: +name += var.nothing\n", said, re.DOTALL)) == 2
+    edit(world, 'folder = "."', "folder = var.nothing")
+    said = provider.run(world, f"'{host}' plan 2>&1", 1, cwd=world.folder)
+    assert re.search(r"Error: folder is null\n.*?\d+: +folder += var.nothing\n", said, re.DOTALL)
 
 
 def test_the_log_has_levels(world: World, provider: Example, host: str) -> None:

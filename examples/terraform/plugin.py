@@ -11,9 +11,9 @@ import goplugin  # first: from here on only the handshake line reaches the stdou
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tf.gen import tfplugin_pb2_grpc
-from tf.provider import ProviderServicer
 
 from provider import PROVIDER
+from servicer import Servicer
 
 # Terraform's, the same for all providers. Protocol 6 is what tf speaks.
 HANDSHAKE = goplugin.HandshakeConfig(
@@ -27,9 +27,9 @@ def main() -> None:
     """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
 
-    # 1. Implement the service: tf's ProviderServicer does, and calls the provider. 2. Serve it.
+    # 1. Implement the service: Servicer does, by the framework tf, and calls the provider. 2. Serve it.
     server = grpc.server(**plugin.server_arguments)
-    tfplugin_pb2_grpc.add_ProviderServicer_to_server(ProviderServicer(PROVIDER), server)
+    tfplugin_pb2_grpc.add_ProviderServicer_to_server(Servicer(PROVIDER), server)
 
     # 3. Add the gRPC health checking service.
     health_servicer = health.HealthServicer()

@@ -1,11 +1,15 @@
 """plugin.py, tested by a host in Python, without Go and Terraform: with the calls that Terraform makes."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
+from provider import PROVIDER
+from servicer import Servicer
 from tf.gen import tfplugin_pb2 as pb
 from tf.gen import tfplugin_pb2_grpc
 from tf.types import Unknown
@@ -14,6 +18,8 @@ from tf.utils import read_dynamic_value, to_dynamic_value
 import goplugin.testing
 from plugin import HANDSHAKE
 
+# "Unknown, and not null" and "unknown, but begins with n", as Terraform has them.
+REFINED = [msgpack.ExtType(12, msgpack.packb({1: False})), msgpack.ExtType(12, msgpack.packb({2: "n"}))]
 PLUGIN = Path(__file__).parent.parent / "plugin.py"
 
 
@@ -72,7 +78,9 @@ def test_an_error_names_the_attribute(provider: Any, tmp_path: Path) -> None:
     assert (tmp_path / "n").read_text(encoding="utf-8") == "not Terraform's"
 
 
-@pytest.mark.parametrize(("name", "errors"), [("n", 0), ("../n", 1), (".n", 1), ("", 1), (Unknown, 0)])
+@pytest.mark.parametrize(
+    ("name", "errors"), [("n", 0), ("../n", 1), (".n", 1), ("", 1), (None, 1), (Unknown, 0), *[(x, 0) for x in REFINED]]
+)
 def test_validate(provider: Any, name: Any, errors: int) -> None:
     request = pb.ValidateResourceConfig.Request(type_name="notes_note", config=to_dynamic_value(note(name=name)))
     assert len(provider.ValidateResourceConfig(request).diagnostics) == errors
@@ -83,6 +91,49 @@ def test_what_is_read_is_what_was_written(provider: Any, tmp_path: Path, text: s
     state = read_dynamic_value(apply(provider, None, note(text=text)).new_state)
     assert (state["text"], state["size"]) == (text, len(text))
     assert (tmp_path / "n").read_bytes() == text.encode()
+
+
+@pytest.mark.parametrize("text", [Unknown, *REFINED])
+def test_a_plan_with_unknown_values(provider: Any, text: Any) -> None:
+    state = {"id": "n", "name": "n", "text": "one", "size": 3}
+    proposed = {**state, "text": text}
+    request = pb.PlanResourceChange.Request(
+        type_name="notes_note", prior_state=to_dynamic_value(state), proposed_new_state=to_dynamic_value(proposed)
+    )
+    planned = provider.PlanResourceChange(request).planned_state
+    assert read_dynamic_value(planned) == {**state, "text": Unknown, "size": Unknown}
+
+
+def test_null_where_a_value_is_required(provider: Any) -> None:
+    request = pb.ValidateProviderConfig.Request(config=to_dynamic_value({"folder": None}))
+    assert [error.summary for error in provider.ValidateProviderConfig(request).diagnostics] == ["folder is null"]
+    given: dict[str, Any] = {"type_name": "notes_note", "config": to_dynamic_value(note(name=None, text=None))}
+    resource = provider.ValidateResourceConfig(pb.ValidateResourceConfig.Request(**given))
+    assert [error.summary for error in resource.diagnostics] == ["name is null", "text is null"]
+    data = provider.ValidateDataResourceConfig(pb.ValidateDataResourceConfig.Request(**given))
+    assert [error.summary for error in data.diagnostics] == ["name is null"]
+
+
+def test_a_state_of_an_older_provider(provider: Any) -> None:
+    """What it lacks is null; what it has too much is gone."""
+    raw = pb.RawState(json=json.dumps({"id": "n", "name": "n", "text": "one", "colour": "red"}).encode())
+    request = pb.UpgradeResourceState.Request(type_name="notes_note", version=1, raw_state=raw)
+    state = read_dynamic_value(provider.UpgradeResourceState(request).upgraded_state)
+    assert state == {"id": "n", "name": "n", "text": "one", "size": None}
+
+
+def test_a_state_that_lacks_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terraform keeps the rest: the note is there."""
+    (resource,) = PROVIDER.get_resources()
+    monkeypatch.setattr(resource, "create", lambda self, ctx, planned: {"id": "n", "name": "n"})
+    request = pb.ApplyResourceChange.Request(type_name="notes_note", planned_state=to_dynamic_value(note()))
+    answer = Servicer(PROVIDER).ApplyResourceChange(request, None)
+    assert read_dynamic_value(answer.new_state) == {"id": "n", "name": "n", "text": None, "size": None}
+    (error,) = answer.diagnostics
+    assert (error.summary, error.detail) == (
+        "The state of a notes_note is not complete",
+        "It lacks size, text. This is a bug of the provider.",
+    )
 
 
 def test_import(provider: Any, tmp_path: Path) -> None:
