@@ -26,6 +26,18 @@ assert not {"GetResourceIdentitySchemas", "OpenEphemeralResource"} & {*calls}
 assert utils._msgpack_ext_hook(12, b"") is not types.Unknown
 """
 
+FOLDER_OF_A_RESOURCE = """
+variable "folder" {
+  default = "first"
+}
+
+resource "terraform_data" "folder" {
+  input = var.folder
+}
+
+provider "notes" {
+  folder = terraform_data.folder.output"""
+
 KINDS_THAT_WAIT = """
 resource "kinds_all" "waits" {
   waits = true
@@ -99,6 +111,25 @@ def test_the_life_of_a_resource(world: World, provider: Example, host: str) -> N
     assert not (world.folder / "another").exists()
 
 
+def test_a_provider_block_with_a_value_of_a_resource(world: World, provider: Example, host: str) -> None:
+    """A plan does without the folder where it can; what needs it says so."""
+    edit(world, 'provider "notes" {\n  folder = "."', FOLDER_OF_A_RESOURCE)
+    for folder in ("first", "second"):
+        (world.folder / folder).mkdir()
+
+    def run(arguments: str, code: int = 0) -> str:
+        return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
+
+    assert "2 added" in run("apply -auto-approve")
+    assert (world.folder / "first" / "hello-world").exists()
+    said = run("plan -var folder=second", 1)
+    assert "Warning: The note was not read" in said
+    assert "Error: The folder of the notes is not known yet" in said  # the data source's
+    run("apply -auto-approve -target=terraform_data.folder -var folder=second")
+    assert "1 added" in run("apply -auto-approve -var folder=second")
+    assert (world.folder / "second" / "hello-world").exists()
+
+
 def test_values_of_all_kinds(world: World, provider: Example, host: str) -> None:
     """Known in part, or null; with what README advises where tf lacks something."""
     folder = world.folder / "kinds"
@@ -141,7 +172,7 @@ def test_what_tf_lacks(world: World, provider: Example, host: str) -> None:
 def test_errors_show_the_line(world: World, provider: Example, host: str) -> None:
     (world.folder / "hello-world").write_text("not Terraform's")
     said = provider.run(world, f"'{host}' apply -auto-approve 2>&1", 1, cwd=world.folder)
-    assert "Error: The note cannot be created" in said
+    assert "Error: The note cannot be written" in said
     assert "hello-world: File exists." in said
     assert re.search(r"on main.tf line \d+, in resource \"notes_note\" \"hello\":\n.*\d+: +name +=", said)
     edit(world, 'provider::notes::slug("Hello, World")', '".hidden"')
@@ -165,7 +196,7 @@ def test_the_log_has_levels(world: World, provider: Example, host: str) -> None:
     world.env |= {"TF_LOG_PROVIDER": "INFO", "TF_LOG_PATH": str(world.folder / "log")}
     provider.run(world, f"'{host}' apply -auto-approve", cwd=world.folder)
     log = (world.folder / "log").read_text()
-    assert re.search(r"\[INFO\] +provider.terraform-provider-notes: created: .*path=hello-world", log)
+    assert re.search(r"\[INFO\] +provider.terraform-provider-notes: written: .*path=hello-world", log)
     assert not re.search(r"\[(ERROR|WARN)\] +provider.terraform-provider-notes", log)
 
 

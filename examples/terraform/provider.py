@@ -33,6 +33,7 @@ class Notes(Provider):
     """`provider "notes" { folder = "..." }`."""
 
     folder = Path()
+    configured = False  # not before apply, if the folder comes from another resource
 
     def full_name(self) -> str:
         """Return what `source` in required_providers says."""
@@ -47,12 +48,15 @@ class Notes(Provider):
         return Schema([Attribute("folder", String(), "The folder of the notes.", required=True)])
 
     def validate_config(self, diags: Diagnostics, config: Config) -> None:
-        """Check the provider block. Values that come from other resources are not known yet."""
+        """Check the provider block. Values that come from other resources are Unknown."""
         if config["folder"] == "":
             diags.add_error("The folder has no name", 'Write folder = "." for the working directory.', path=["folder"])
 
     def configure_provider(self, diags: Diagnostics, config: Config) -> None:
-        """Take the provider block, and connect."""
+        """Take the provider block, and connect. In a plan the folder may be Unknown; apply configures again."""
+        self.configured = config["folder"] is not Unknown
+        if not self.configured:
+            return
         self.folder = Path(config["folder"])
         if not self.folder.is_dir():
             diags.add_error("There is no such folder", f"Create {self.folder.absolute()} first.", path=["folder"])
@@ -69,14 +73,42 @@ class Notes(Provider):
         """Return all functions."""
         return [Slug]
 
-    def read(self, name: str) -> State | None:
+    def read(self, name: str, diags: Diagnostics) -> State | None:
         """Return the note as Terraform's state has it; None if there is none."""
+        path = self.folder / name
         try:
-            with (self.folder / name).open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
         except FileNotFoundError:
             return None
+        except (OSError, UnicodeDecodeError) as error:
+            diags.add_error("The note cannot be read", f"{path}: {error}.")
+            return None
         return {"id": name, "name": name, "text": text, "size": len(text)}
+
+    def find(self, name: str, diags: Diagnostics) -> State | None:
+        """Return a note that must be there."""
+        if not self.configured:
+            detail = "The provider block has it from another resource. Apply that first, with -target=ADDRESS."
+            diags.add_error("The folder of the notes is not known yet", detail)
+            return None
+        state = self.read(name, diags)
+        if not state and not diags.has_errors():
+            diags.add_error("There is no such note", f"{self.folder / name} does not exist.", path=["name"])
+        return state
+
+    def write(self, name: str, text: str, mode: str, diags: Diagnostics) -> State | None:
+        """Write the note; return its state."""
+        path = self.folder / name
+        try:
+            # newline="", or line ends would change, and Terraform refuses what differs from the plan.
+            with path.open(mode, encoding="utf-8", newline="") as file:
+                file.write(text)
+        except OSError as error:
+            diags.add_error("The note cannot be written", f"{path}: {error.strerror}.", path=["name"])
+            return None
+        _log.info("written", extra={"path": str(path)})
+        return self.read(name, diags)
 
 
 class Note(Resource):
@@ -118,25 +150,18 @@ class Note(Resource):
 
     def create(self, ctx: CreateContext, planned: State) -> State | None:
         """Make it; return its state."""
-        path = self.provider.folder / planned["name"]
-        try:
-            # newline="", or line ends would change, and Terraform refuses what differs from the plan.
-            with path.open("x", encoding="utf-8", newline="") as file:
-                file.write(planned["text"])
-        except OSError as error:
-            ctx.diagnostics.add_error("The note cannot be created", f"{path}: {error.strerror}.", path=["name"])
-            return None
-        _log.info("created", extra={"path": str(path)})
-        return self.provider.read(planned["name"])
+        return self.provider.write(planned["name"], planned["text"], "x", ctx.diagnostics)
 
     def read(self, ctx: ReadContext, current: State) -> State | None:
         """Return what is there now; None if it is gone, and Terraform plans to create it again."""
-        return self.provider.read(current["id"])
+        if not self.provider.configured:
+            ctx.diagnostics.add_warning("The note was not read", "The folder of the notes is not known yet.")
+            return current
+        return self.provider.read(current["id"], ctx.diagnostics)
 
     def update(self, ctx: UpdateContext, current: State, planned: State) -> State | None:
         """Change it in place."""
-        (self.provider.folder / planned["name"]).write_text(planned["text"], encoding="utf-8", newline="")
-        return self.provider.read(planned["name"])
+        return self.provider.write(planned["name"], planned["text"], "w", ctx.diagnostics)
 
     def delete(self, ctx: DeleteContext, current: State) -> None:
         """Remove it. That it is gone already is no error."""
@@ -144,10 +169,7 @@ class Note(Resource):
 
     def import_(self, ctx: ImportContext, id: str) -> State | None:  # noqa: A002 tf's name
         """Take what exists under Terraform's care: `terraform import notes_note.mine ID`."""
-        state = self.provider.read(id)
-        if not state:
-            ctx.diagnostics.add_error("There is no such note", f"{self.provider.folder / id} does not exist.")
-        return state
+        return self.provider.find(id, ctx.diagnostics)
 
 
 class NoteData(DataSource):
@@ -175,10 +197,7 @@ class NoteData(DataSource):
 
     def read(self, ctx: ReadDataContext, config: Config) -> State | None:
         """Return the note."""
-        state = self.provider.read(config["name"])
-        if not state:
-            ctx.diagnostics.add_error("There is no such note", f"Its name is {config['name']!r}.", path=["name"])
-        return state
+        return self.provider.find(config["name"], ctx.diagnostics)
 
 
 class Slug(Function):

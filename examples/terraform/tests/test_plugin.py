@@ -74,7 +74,7 @@ def test_create_update_and_delete(provider: Any, tmp_path: Path) -> None:
 def test_an_error_names_the_attribute(provider: Any, tmp_path: Path) -> None:
     (tmp_path / "n").write_text("not Terraform's", encoding="utf-8")
     (diagnostic,) = apply(provider, None, note()).diagnostics
-    assert (diagnostic.summary, diagnostic.attribute.steps[0].attribute_name) == ("The note cannot be created", "name")
+    assert (diagnostic.summary, diagnostic.attribute.steps[0].attribute_name) == ("The note cannot be written", "name")
     assert (tmp_path / "n").read_text(encoding="utf-8") == "not Terraform's"
 
 
@@ -102,6 +102,20 @@ def test_a_plan_with_unknown_values(provider: Any, text: Any) -> None:
     )
     planned = provider.PlanResourceChange(request).planned_state
     assert read_dynamic_value(planned) == {**state, "text": Unknown, "size": Unknown}
+
+
+@pytest.mark.parametrize("folder", [Unknown, *REFINED])
+def test_the_folder_is_not_known_yet(provider: Any, folder: Any) -> None:
+    request = pb.ConfigureProvider.Request(config=to_dynamic_value({"folder": folder}))
+    assert not provider.ConfigureProvider(request).diagnostics
+    state = to_dynamic_value({"id": "n", "name": "n", "text": "one", "size": 3})
+    read = provider.ReadResource(pb.ReadResource.Request(type_name="notes_note", current_state=state))
+    assert read.new_state == state
+    assert [diagnostic.severity for diagnostic in read.diagnostics] == [pb.Diagnostic.WARNING]
+    data = provider.ReadDataSource(pb.ReadDataSource.Request(type_name="notes_note", config=state))
+    imported = provider.ImportResourceState(pb.ImportResourceState.Request(type_name="notes_note", id="n"))
+    for answer in data, imported:
+        assert [diagnostic.severity for diagnostic in answer.diagnostics] == [pb.Diagnostic.ERROR]
 
 
 def test_null_where_a_value_is_required(provider: Any) -> None:
