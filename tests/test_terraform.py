@@ -172,8 +172,8 @@ def test_what_tf_lacks(world: World, provider: Example, host: str) -> None:
 def test_errors_show_the_line(world: World, provider: Example, host: str) -> None:
     (world.folder / "hello-world").write_text("not Terraform's")
     said = provider.run(world, f"'{host}' apply -auto-approve 2>&1", 1, cwd=world.folder)
-    assert "Error: The note cannot be written" in said
-    assert "hello-world: File exists." in said
+    assert "Error: The note cannot be created" in said
+    assert "hello-world exists." in said
     assert re.search(r"on main.tf line \d+, in resource \"notes_note\" \"hello\":\n.*\d+: +name +=", said)
     edit(world, 'provider::notes::slug("Hello, World")', '".hidden"')
     said = provider.run(world, f"'{host}' validate 2>&1", 1, cwd=world.folder)

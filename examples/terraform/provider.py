@@ -4,6 +4,7 @@ A provider stands between Terraform and something that keeps things, usually a c
 """
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class Notes(Provider):
 
     folder = Path()
     configured = False  # not before apply, if the folder comes from another resource
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # handlers run in parallel
 
     def full_name(self) -> str:
         """Return what `source` in required_providers says."""
@@ -150,7 +154,13 @@ class Note(Resource):
 
     def create(self, ctx: CreateContext, planned: State) -> State | None:
         """Make it; return its state."""
-        return self.provider.write(planned["name"], planned["text"], "x", ctx.diagnostics)
+        name = planned["name"]
+        with self.provider.lock:  # otherwise two handlers could look before either writes
+            for other in self.provider.folder.iterdir():
+                if other.name.lower() == name.lower():  # the same file on macOS and Windows
+                    ctx.diagnostics.add_error("The note cannot be created", f"{other} exists.", path=["name"])
+                    return None
+            return self.provider.write(name, planned["text"], "x", ctx.diagnostics)
 
     def read(self, ctx: ReadContext, current: State) -> State | None:
         """Return what is there now; None if it is gone, and Terraform plans to create it again."""

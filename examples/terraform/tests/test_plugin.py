@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def test_create_update_and_delete(provider: Any, tmp_path: Path) -> None:
 def test_an_error_names_the_attribute(provider: Any, tmp_path: Path) -> None:
     (tmp_path / "n").write_text("not Terraform's", encoding="utf-8")
     (diagnostic,) = apply(provider, None, note()).diagnostics
-    assert (diagnostic.summary, diagnostic.attribute.steps[0].attribute_name) == ("The note cannot be written", "name")
+    assert (diagnostic.summary, diagnostic.attribute.steps[0].attribute_name) == ("The note cannot be created", "name")
     assert (tmp_path / "n").read_text(encoding="utf-8") == "not Terraform's"
 
 
@@ -126,6 +128,23 @@ def test_null_where_a_value_is_required(provider: Any) -> None:
     assert [error.summary for error in resource.diagnostics] == ["name is null", "text is null"]
     data = provider.ValidateDataResourceConfig(pb.ValidateDataResourceConfig.Request(**given))
     assert [error.summary for error in data.diagnostics] == ["name is null"]
+
+
+def test_parallel_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of two notes whose names differ only in case, one is created, even if both calls come at the same time."""
+
+    class SlowFolder(type(tmp_path)):  # type: ignore[misc]
+        def iterdir(self) -> Iterator[Any]:
+            names = list(super().iterdir())
+            time.sleep(0.2)
+            return iter(names)
+
+    monkeypatch.setattr(PROVIDER, "folder", SlowFolder(tmp_path))
+    states = [to_dynamic_value(note(name=name)) for name in ("n", "N")]
+    requests = [pb.ApplyResourceChange.Request(type_name="notes_note", planned_state=state) for state in states]
+    with ThreadPoolExecutor() as threads:
+        answers = list(threads.map(lambda request: Servicer(PROVIDER).ApplyResourceChange(request, None), requests))
+    assert sorted(len(answer.diagnostics) for answer in answers) == [0, 1]
 
 
 def test_a_state_of_an_older_provider(provider: Any) -> None:
