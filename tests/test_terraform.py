@@ -7,6 +7,7 @@ import signal
 import textwrap
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from harness import PLUGINS, ROOT, World, eventually
@@ -109,6 +110,53 @@ def test_the_life_of_a_resource(world: World, provider: Example, host: str) -> N
     assert "Import successful!" in run("import notes_note.hello another")
     assert "1 destroyed" in run("destroy -auto-approve")
     assert not (world.folder / "another").exists()
+
+
+def test_a_configuration_as_people_write_it(world: World, provider: Example, host: str) -> None:
+    """Where the locale's encoding is not UTF-8, either, as on Windows."""
+    main = world.folder / "main.tf"
+    shutil.copy(CONFIGURATIONS / "notes.tf", main)
+    shutil.copy(CONFIGURATIONS / "notes.tftest.hcl", world.folder)
+    for folder in ("notes", "tested"):
+        (world.folder / folder).mkdir()
+    world.env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(arguments: str, code: int = 0) -> str:
+        return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
+
+    assert "6 added" in run("apply -auto-approve")
+    line_ends, unicode = world.folder / "notes" / "line-ends", world.folder / "notes" / "unicode"
+    assert line_ends.read_bytes() == b"a\r\nb\n\rc\r"
+    assert unicode.read_text(encoding="utf-8") == "ä \u2028 \U0001f40d"
+    run("plan -detailed-exitcode")  # it ends with 2 if there are changes
+    assert "2 passed, 0 failed" in run("test")
+
+    line_ends.write_bytes(b"a\nb\n\nc\n")
+    unicode.unlink()
+    (world.folder / "notes" / "old").write_text("old")
+    edit(world, '"notes_note" "summary"', '"notes_note" "renamed"')
+    text = main.read_text(encoding="utf-8")
+    text += "moved {\n  from = notes_note.summary\n  to = notes_note.renamed\n}\n"
+    text += 'resource "notes_note" "old" {\n  name = "old"\n  text = "new"\n}\n'
+    text += 'import {\n  to = notes_note.old\n  id = "old"\n}\n'
+    main.write_text(text, encoding="utf-8")
+    said = run("apply -auto-approve")
+    assert "(moved from notes_note.summary)" in said
+    assert "1 imported, 1 added, 2 changed, 0 destroyed" in said
+    assert line_ends.read_bytes() == b"a\r\nb\n\rc\r"
+    assert unicode.exists()
+    assert (world.folder / "notes" / "old").read_text() == "new"
+
+    expression = "notes_note.counted[1].text"
+    if Path(host).name != "tofu":  # whose console ends the provider before it calls functions
+        expression = f"provider::notes::slug({expression})"
+    said = provider.run(world, f"echo '{expression}' | '{host}' console", cwd=world.folder)
+    assert re.search('^"1.later"$', said, re.MULTILINE)
+
+    assert "148 added" in run("apply -auto-approve -parallelism=50 -var many=150")
+    assert len(list((world.folder / "notes").glob("n*"))) == 150
+    assert "155 destroyed" in run("destroy -auto-approve -parallelism=50 -var many=150")
+    assert not list((world.folder / "notes").iterdir())
 
 
 def test_a_provider_block_with_a_value_of_a_resource(world: World, provider: Example, host: str) -> None:
