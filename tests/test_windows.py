@@ -82,5 +82,9 @@ def test_a_provider_in_python(world: World) -> None:
             host.ask("intrude", method=stranger)
     assert eventually(lambda: sum("refused a caller" in record["@message"] for record in host.log()) == 3)
     host.ask("kill")
-    run("destroy", "-auto-approve")
+    folder = (world.folder.parent / "provider" / "build" / "folder").as_posix()
+    settings.write_text(
+        f'provider_installation {{\n  dev_overrides {{\n    "example.com/me/notes" = "{folder}"\n  }}\n}}\n'
+    )
+    assert "Provider development overrides are in effect" in run("destroy", "-auto-approve")
     assert not (world.folder / "hello-world").exists()
