@@ -300,7 +300,8 @@ class World:
         for started in self._started:
             if started.poll() is None:
                 started.kill()
-            started.communicate()
+            if not (started.stdout and started.stdout.closed):  # else the test has done this
+                started.communicate()
         # Plugins leave within 2 s of their host.
         eventually(lambda: not self.processes(), 3)
         processes = self.processes()

@@ -81,7 +81,7 @@ def test_a_provider_in_python(world: World) -> None:
         with pytest.raises(CallError):
             host.ask("intrude", method=stranger)
     assert eventually(lambda: sum("refused a caller" in record["@message"] for record in host.log()) == 3)
-    host.ask("kill")
+    host.close()
     folder = (world.folder.parent / "provider" / "build" / "folder").as_posix()
     settings.write_text(
         f'provider_installation {{\n  dev_overrides {{\n    "example.com/me/notes" = "{folder}"\n  }}\n}}\n'
