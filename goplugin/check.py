@@ -28,7 +28,6 @@ from goplugin.handshake import HandshakeConfig
 from goplugin.testing import Client, PluginError, parse_handshake, start
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
-
 PATIENCE = 5.0  # seconds until what should end has ended
 
 _LIST_SERVICES = b"\x3a\x00"  # ServerReflectionRequest(list_services="")
@@ -187,12 +186,8 @@ class Check:
         return Result(name, outcome, f"the process ended after {seconds:.2f} s, exit code {client.exit_code}")
 
     def _nothing_left(self, name: str, plugin: int = 0) -> Result:
-        """plugin: its pid, for systems where no other process is found."""
         end = time.monotonic() + PATIENCE
-        while True:
-            pids = self._left() or [plugin] * (plugin != 0 and not system.has_ended(plugin))
-            if not pids or time.monotonic() > end:
-                break
+        while (pids := self._left(plugin)) and time.monotonic() < end:
             time.sleep(0.05)
         if pids:
             return Result(name, FAILED, f"processes: {pids}", "end what the plugin has started")
@@ -240,14 +235,14 @@ class Check:
             return Result("host dies", NOTE, f"the plugin runs on, {PATIENCE:g} s later", cure)
         return Result("host dies", OK, f"the plugin ended {time.monotonic() - began:.2f} s later")
 
-    def _left(self) -> list[int]:
-        """The processes that have our marker in their environment. On Linux; elsewhere none is found."""
+    def _left(self, plugin: int = 0) -> list[int]:
+        """The processes that have our marker in their environment. On Linux; elsewhere the plugin alone, by its pid."""
         marker, found = f"{_MARKER}={self._marker}".encode(), []
         for path in _PROC.glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
                 if marker in path.read_bytes().split(b"\0"):
                     found.append(int(path.parent.name))
-        return found
+        return found or [plugin] * (plugin != 0 and not system.has_ended(plugin))
 
 
 def _is_served(address: Address, pair: tuple[bytes, bytes] | None, folder: Path) -> bool:
