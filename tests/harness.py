@@ -223,6 +223,8 @@ class World:
         if shell:  # as go-plugin's KV example does; a list of two commands, so that the shell stays our parent
             command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
         defaults: dict[str, Any] = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}
+        if sys.platform == "win32":
+            defaults["start_timeout"] = 120  # under Wine, Python starts slowly
         defaults["auto_mtls"] = self.auto_mtls and "reattach" not in config
         defaults["multiplex"] = self.multiplexed and "reattach" not in config
         host = Host(self._binary, {**defaults, **config}, self.env)

@@ -22,7 +22,7 @@ from by_hand import HOSTS_VARIABLES, end, line
 from certificates import HTTP2, certificate_in, client_context, make_certificate, served
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from harness import PLUGINS, CallError, Host, World, eventually
+from harness import PATIENCE, PLUGINS, CallError, Host, World, eventually
 from kv import put
 
 from goplugin.companion import tls
@@ -167,7 +167,7 @@ def test_with_multiplexing_asked_for(world: World) -> None:
 @pytest.mark.windows
 def test_an_unreadable_client_cert_is_an_error(world: World, client_cert: str) -> None:
     process = hand_started(world, client_cert)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     for text in (out.decode(), json.loads(err)["@message"]):
         assert "the host's PLUGIN_CLIENT_CERT is not a certificate in PEM" in text
@@ -180,7 +180,7 @@ def test_without_auto_mtls_nothing_of_it_is_started(world: World) -> None:
     look = "{'cryptography', 'goplugin.companion.relay'} & set(sys.modules)"
     code = f"import os, sys, plugin; print('imported:', {look}); os._exit(0)"
     process = world.run(sys.executable, "-c", code, env={**world.env, **HOSTS_VARIABLES})
-    assert process.communicate(timeout=10) == (b"", b"imported: set()\n")
+    assert process.communicate(timeout=PATIENCE) == (b"", b"imported: set()\n")
     maps = Path(f"/proc/{world.plugin().pid}/maps").read_text()
     assert "cryptography" not in maps
 
@@ -317,7 +317,6 @@ def test_mutated_hellos(world: World) -> None:
 
 
 @pytest.mark.parametrize("victim", ["plugin", "companion", "host"])
-@pytest.mark.windows
 def test_killed_under_load(world: World, victim: str) -> None:
     """By SIGKILL: whichever it is, the others are gone within 2 s, and nothing is left."""
     host = probe.start(world, shell=True, **MTLS)
@@ -364,7 +363,6 @@ def test_reflection_and_health_are_behind_it(world: World) -> None:
     assert b"plugin.GRPCStdio" in host.ask("recv", stream=1)["message"]
 
 
-@pytest.mark.windows
 def test_broker_refuses_strangers_too(world: World) -> None:
     host = probe.start(world, **MTLS)
     before = {port_of(host)}
@@ -412,7 +410,7 @@ def files(world: World) -> dict[str, Path]:
 @pytest.mark.windows
 def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) -> None:
     """go-plugin's TLSProvider: the same refusals, and nothing in the handshake's sixth field."""
-    world.env["PROBE_TLS_FILES"] = f"{files['server']}:{files['server']}:{files['client']}"
+    world.env["PROBE_TLS_FILES"] = os.pathsep.join(str(files[name]) for name in ("server", "server", "client"))
     certificate = [str(files["client"])] * 2
     host = probe.start(world, certificate=certificate)
     assert probe.do(host, "echo", "served") == "served"
@@ -431,7 +429,7 @@ def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) 
 
 def test_its_handshake_has_no_sixth_field(world: World, files: dict[str, Path]) -> None:
     """Nor with AutoMTLS asked for: as in Go, the plugin's own certificate goes first."""
-    tls = f"{files['server']}:{files['server']}:{files['client']}"
+    tls = os.pathsep.join(str(files[name]) for name in ("server", "server", "client"))
     env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": tls}
     for extra in ({}, {"PLUGIN_CLIENT_CERT": certificate_in(files["stranger"])}):
         process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env={**env, **extra})
@@ -442,7 +440,7 @@ def test_its_handshake_has_no_sixth_field(world: World, files: dict[str, Path]) 
 def test_its_files_may_be_missing(world: World, files: dict[str, Path]) -> None:
     env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": "missing:missing:missing"}
     process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env=env)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     for text in (out.decode(), json.loads(err)["@message"]):
         assert "This plugin cannot use its own certificate: TLSFiles(certificate='missing'" in text
@@ -468,7 +466,6 @@ def test_a_long_temporary_folder(world: World) -> None:
     long.rmdir()
 
 
-@pytest.mark.windows
 def test_children_do_not_keep_the_companion(world: World) -> None:
     """A child by fork holds no end of its socket pair."""
     host = probe.start(world, **MTLS)

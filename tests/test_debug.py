@@ -59,7 +59,6 @@ def test_with_a_hosts_variables_too(world: World) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.windows
 def test_hosts_attach_together_and_in_turn(world: World, stop: signal.Signals) -> None:
     process, printed = debug(world)
     config = printed["plugin"]

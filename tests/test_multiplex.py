@@ -1,7 +1,6 @@
 """A host that multiplexes: all connections are streams of one. Most other tests run with such a host as well."""
 
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -293,6 +292,8 @@ def test_no_descriptor_left_for_a_dial(world: World) -> None:
     host.ask("accept", broker=failing, size=30)  # where calls fail
     host.ask("accept", broker=next_one)
     companion = world.companion()
+    import resource  # not on Windows
+
     limits = resource.prlimit(companion.pid, resource.RLIMIT_NOFILE)
     free = min(set(range(100)) - descriptors(companion))
     resource.prlimit(companion.pid, resource.RLIMIT_NOFILE, (free, limits[1]))

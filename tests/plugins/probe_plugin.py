@@ -491,7 +491,7 @@ def arguments() -> dict[str, Any]:
         "config": config,
         "usage": __doc__,
         "leave_with_host": "PROBE_STAYS" not in os.environ,
-        "tls": goplugin.TLSFiles(*files.split(":")) if files else None,
+        "tls": goplugin.TLSFiles(*files.split(os.pathsep)) if files else None,
     }
 
 
