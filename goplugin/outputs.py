@@ -6,6 +6,7 @@ and then to the host's SyncStdout and SyncStderr (see services/stdio.py).
 """
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -108,8 +109,9 @@ class Outputs:
         """Write to the real stderr, all of it."""
         try:
             write_all(STDERR, data)
-        except BrokenPipeError:
-            if not (self._companion_died and self._companion_died()):
+        except OSError as error:  # Windows: EINVAL
+            reads_nobody = error.errno in (errno.EPIPE, errno.EINVAL)
+            if not (reads_nobody and self._companion_died and self._companion_died()):
                 raise
 
     def write_record(self, record: bytes) -> None:

@@ -103,6 +103,7 @@ def test_the_broker_where_loopback_is_down(world: World) -> None:
     assert probe.do(host, "dial", [2, "x", 1]) == "the same"
 
 
+@pytest.mark.windows
 @pytest.mark.plain_only("a host of its own")
 def test_a_host_that_closes_stdout_only(world: World) -> None:
     """It is gone when nobody reads stderr, or the process that started the plugin is."""

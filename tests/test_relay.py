@@ -18,6 +18,7 @@ import pytest
 from certificates import certificate_in, client_context, make_certificate
 from harness import eventually
 
+from goplugin.address import Address
 from goplugin.companion import relay, relays, tls
 from goplugin.companion.hop import UnixHop
 from goplugin.companion.loop import READ, Loop
@@ -30,7 +31,7 @@ class Ends:
     """A relay that runs in a thread: the caller's end of a connection through it, and grpc's."""
 
     def __init__(self, folder: Path) -> None:
-        path = make_certificate(folder, "host")
+        self.path = path = make_certificate(folder, "host")
         self._loop = Loop()
         contexts = tls.auto_mtls_contexts(certificate_in(path), str(folder))
         self.relays = relays.Relays(self._loop, contexts, Environment(), UnixHop(str), None)
@@ -39,11 +40,12 @@ class Ends:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
+        self.accept = self._listener.accept
         _, address = self.relays.listen("unix", str(folder / "plain"))
         self._thread.start()
-        caller = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
-        self.caller = client_context(path).wrap_socket(caller)
-        self.grpc, _ = self._listener.accept()
+        self.where = ("127.0.0.1", int(address.rpartition(":")[2]))
+        self.caller = client_context(path).wrap_socket(socket.create_connection(self.where))
+        self.grpc, _ = self.accept()
         for end in (self.caller, self.grpc):
             end.settimeout(10)
 
@@ -141,6 +143,27 @@ def test_a_side_that_has_ended_where_a_second_shutdown_fails(
     other.close()
     assert eventually(lambda: ends.connections() == 0)
     assert cuts == [False]
+
+
+def test_room_is_made_by_refusing_others(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no descriptor is left for grpc's side, a stranger goes, though the host's connection is older."""
+    host = socket.create_connection(ends.where)
+    with socket.create_connection(ends.where, timeout=10) as stranger:
+        assert eventually(lambda: len(ends.relays._handshakes) == 2)
+        connect, errors = ends.relays._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
+
+        def connect_later(plain: Address) -> socket.socket:
+            if errors:
+                raise errors.pop()
+            return connect(plain)
+
+        monkeypatch.setattr(ends.relays._hop, "connect", connect_later)
+        with client_context(ends.path).wrap_socket(host) as caller:
+            grpc, _ = ends.accept()
+            with grpc:
+                caller.sendall(b"served")
+                assert grpc.recv(100) == b"served"
+                assert stranger.recv(1) == b""
 
 
 @pytest.mark.parametrize("side", ["caller", "grpc"])

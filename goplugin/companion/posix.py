@@ -52,9 +52,10 @@ class Child:
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """Let go of the intermediate child, and return control and events. Not at once: this costs a millisecond."""
-        if not self._is_ours:
+        if not self._is_ours and self._pid:
             with contextlib.suppress(ChildProcessError):  # the plugin's code has waited for all children
                 os.waitpid(self._pid, 0)
+            self._pid = 0
         return self._control, self._events
 
     def has_died(self) -> bool:

@@ -91,7 +91,8 @@ class Process:
 
     def _kill_plugin(self) -> None:
         if not self._plugin_left:  # it holds the control socket: the pid is still its own
-            os.kill(self._plugin, getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows, any signal kills
+            with contextlib.suppress(OSError):  # Windows: it is ending
+                os.kill(self._plugin, getattr(signal, "SIGKILL", signal.SIGTERM))  # there, any signal kills
 
     # What is written to stderr
 
@@ -134,16 +135,19 @@ class Process:
     def _last_words(self) -> None:
         """Pass on what was written before the plugin ended. Later output of its children is lost."""
         end = time.monotonic() + LAST_WORDS
-        quiet = time.monotonic() + system.QUIET
-        while not self._stderr_ended and (left := quiet - time.monotonic()) > 0:
-            self._loop.run_once(left)
+        quiet = time.monotonic() + system.QUIET  # when nothing can come any more
         is_empty = False
         while (left := end - time.monotonic()) > 0:
             if self._to_host:
                 self._loop.run_once(left)
+                quiet = time.monotonic() + system.QUIET
             elif is_empty:
                 break
-            elif not self._on_stderr():
+            elif not self._stderr_ended and self._on_stderr():
+                quiet = time.monotonic() + system.QUIET
+            elif not self._stderr_ended and (wait := quiet - time.monotonic()) > 0:
+                self._loop.run_once(min(wait, left))
+            else:
                 is_empty = True
                 self._pass_on(self._lines.end())
         system.flush(self._host, LAST_WORDS)

@@ -101,7 +101,10 @@ class Relay:
         try:
             data = side.receive()
             if self._caller.tls.established and not self._other:
+                self._relays.end_handshake(self)  # others, not this one, are refused to make room for its other side
                 self._other = self._connect()
+                if not self._other.tls.established:
+                    self._relays.begin_handshake(self)
             if self._other:
                 self._pass_on(data, side, self._other if side is self._caller else self._caller, ends=not ended)
             else:
@@ -112,7 +115,7 @@ class Relay:
                 side.send()  # the alert, which tells the other end what is wrong
             self.refuse(str(error))
         except (OSError, ValueError) as error:
-            if self._relays.is_shaking_hands(self):
+            if not self._other or self._relays.is_shaking_hands(self):
                 self.refuse(getattr(error, "strerror", "") or str(error))
             else:
                 self._close(reset=True)

@@ -65,7 +65,9 @@ class Relays:
 
     def _relay(self, plain: Address, outer: Any, loop: Any = None) -> None:
         def connect() -> Side:
-            return Side(self._with_descriptors(lambda: self._hop.connect(plain)), self._loop, self._hop.tls(dials=True))
+            inner = self._with_descriptors(lambda: self._hop.connect(plain))
+            connecting = bool(self._hop.credentials)  # over TCP; a Unix socket is connected at once
+            return Side(inner, self._loop, self._hop.tls(dials=True), connecting=connecting)
 
         Relay(self, Side(outer, loop or self._loop, self._tls(dials=False)), connect)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +25,17 @@ VARIABLE = "GOPLUGIN_COMPANION"  # by this one the same command becomes the comp
 QUIET = 0.1  # seconds that what was written to a pipe may take to arrive
 
 _LOOK = 0.5  # seconds between looks at the host's stderr
-_SYNCHRONIZE, _INFINITE = 0x100000, 0xFFFFFFFF  # from winnt.h and winbase.h
+_MOST_SOCKETS = 500  # that are waited for; select() takes 512
 
-_kernel: Any = getattr(ctypes, "WinDLL", ctypes.CDLL)("kernel32") if os.name == "nt" else None
+# From winnt.h, winbase.h, winerror.h and ntifs.h.
+_SYNCHRONIZE, _INFINITE, _NO_SUCH_PROCESS = 0x100000, 0xFFFFFFFF, 87
+_PIPE_LOCAL_INFORMATION, _PIPE_STATE, _CLOSING = 24, 8, 4
+
+if sys.platform == "win32":
+    _kernel, _nt = ctypes.WinDLL("kernel32", use_last_error=True), ctypes.WinDLL("ntdll")
+else:  # so that mypy reads the rest
+    _kernel: Any = None
+    _nt: Any = None
 
 
 class Child:
@@ -33,12 +43,13 @@ class Child:
 
     def __init__(self, state: State, mark: bytes, stderr: int) -> None:
         """Start it. OSError if the system refuses. See Process for what is passed."""
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self._token = os.urandom(16).hex()
         said = [self._listener.getsockname()[1], self._token, mark.decode(), state.pid, state.parent]
         self._process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
-            env={**os.environ, **state.variables, VARIABLE: json.dumps(said)},
+            # PyInstaller's programs of one file unpack themselves again for it, since it ends last.
+            env={**os.environ, **state.variables, VARIABLE: json.dumps(said), "PYINSTALLER_RESET_ENVIRONMENT": "1"},
             stdin=stderr,
             stdout=subprocess.DEVNULL,
             stderr=state.outputs.host_stderr if state.by_host else None,
@@ -46,16 +57,22 @@ class Child:
         self._connections: list[socket.socket] = []
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
-        """Wait until it has connected, and return control and events. OSError if it ends instead."""
-        self._listener.settimeout(0.1)
+        """Wait until it has connected, and return control and events. OSError if it ends instead.
+
+        Strangers may connect too; they do not know the token.
+        """
+        waiting: list[socket.socket] = []
         while len(self._connections) < 2:
             if self.has_died():
                 raise OSError(f"it ended at once, exit code {self._process.returncode}")
-            with contextlib.suppress(OSError):  # nobody yet, or a stranger
-                connection = self._listener.accept()[0]
-                connection.settimeout(1)
-                if connection.recv(len(self._token)).decode(errors="replace") == self._token:
-                    self._connections.append(_without_delay(connection))
+            for ready in select.select([self._listener, *waiting[-200:]], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):  # it has left
+                    if ready is self._listener:
+                        waiting.append(ready.accept()[0])
+                        continue
+                    waiting.remove(ready)
+                    if ready.recv(len(self._token)) == self._token.encode():
+                        self._connections.append(_without_delay(ready))
         self._listener.close()
         control, events = self._connections
         return control, events
@@ -91,6 +108,8 @@ def serve(state: State, said: str) -> None:
 
         control, events = connections
         process.run(state, mark.encode(), control, events, 0)
+    except Exception:  # noqa: BLE001 the plugin says that it has died, and this says why
+        traceback.print_exc()
     finally:
         os._exit(0)
 
@@ -108,7 +127,9 @@ class Poll:
         self._events: dict[int, int] = {}
 
     def register(self, fd: int, events: int) -> None:
-        """Watch a socket, or change for what."""
+        """Watch a socket, or change for what. OSError if there are too many."""
+        if fd not in self._events and len(self._events) >= _MOST_SOCKETS:
+            raise OSError(errno.EMFILE, "too many connections")
         self._events[fd] = events
 
     def unregister(self, fd: int) -> None:
@@ -162,8 +183,8 @@ def writes(fd: int) -> socket.socket:
         while True:
             try:
                 data = theirs.recv(65536)
-            except TimeoutError:  # a write of nothing fails if nobody reads
-                if not _kernel.WriteFile(handle, b"", 0, ctypes.byref(ctypes.c_ulong()), None):
+            except TimeoutError:
+                if _nobody_reads(handle):
                     return
             else:
                 if not data:
@@ -171,6 +192,15 @@ def writes(fd: int) -> socket.socket:
                 outputs.write_all(fd, data)
 
     return _in_thread(carry)
+
+
+def _nobody_reads(handle: Any) -> bool:
+    """Whether the other end of a pipe is closed. Not by a write of nothing, which a host may take for the end."""
+    status, local = (ctypes.c_void_p * 2)(), (ctypes.c_ulong * 10)()
+    failed = _nt.NtQueryInformationFile(
+        handle, ctypes.byref(status), ctypes.byref(local), ctypes.sizeof(local), _PIPE_LOCAL_INFORMATION
+    )
+    return not failed and local[_PIPE_STATE] == _CLOSING  # it fails for what is no pipe
 
 
 def flush(pipe: socket.socket, seconds: float) -> None:
@@ -182,8 +212,8 @@ def flush(pipe: socket.socket, seconds: float) -> None:
 
 
 def descriptor_limit() -> int:
-    """Return how many sockets select() takes."""
-    return 512
+    """Return how many sockets can be waited for."""
+    return _MOST_SOCKETS
 
 
 def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[str], None]) -> None:
@@ -198,14 +228,21 @@ def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[s
         loop.watch(end, READ, on_event)
 
     watch(stderr.dup(), "the host is gone")
-    watch(_in_thread(lambda theirs: has_ended(parent, _INFINITE)), "the process that started this plugin is gone")
+
+    def wait_for_parent(theirs: socket.socket) -> None:
+        if not (parent and has_ended(parent, _INFINITE)):
+            threading.Event().wait()  # it is not known, or another user's: we are not told
+
+    watch(_in_thread(wait_for_parent), "the process that started this plugin is gone")
 
 
 def has_ended(pid: int, milliseconds: int = 0) -> bool:
     """Whether there is no such process any more, or after so many milliseconds."""
     handle = ctypes.c_void_p(_kernel.OpenProcess(_SYNCHRONIZE, False, pid))
+    if not handle:
+        return bool(ctypes.get_last_error() == _NO_SUCH_PROCESS)  # type: ignore[attr-defined,unused-ignore]
     try:
-        return not handle or _kernel.WaitForSingleObject(handle, milliseconds) == 0
+        return bool(_kernel.WaitForSingleObject(handle, milliseconds) == 0)
     finally:
         _kernel.CloseHandle(handle)
 
