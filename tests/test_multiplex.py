@@ -303,7 +303,6 @@ def test_no_descriptor_left_for_a_dial(world: World) -> None:
     assert probe.do(host, "dial", [next_one, "x", 1]) == "the same"
 
 
-@pytest.mark.windows
 def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
     """Though the companion learns of the ends of plugin and connection at the same moment."""
     process, connection = hand_started(world)
