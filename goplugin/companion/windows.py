@@ -44,8 +44,8 @@ class Child:
     def __init__(self, state: State, mark: bytes, stderr: int) -> None:
         """Start it. OSError if the system refuses. See Process for what is passed."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self._token = os.urandom(16).hex()
-        said = [self._listener.getsockname()[1], self._token, mark.decode(), state.pid, state.parent]
+        self._tokens = [os.urandom(16).hex() for _ in range(2)]  # by which control and events are known
+        said = [self._listener.getsockname()[1], self._tokens, mark.decode(), state.pid, state.parent]
         self._process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
             # PyInstaller's programs of one file unpack themselves again for it, since it ends last.
@@ -54,12 +54,12 @@ class Child:
             stdout=subprocess.DEVNULL,
             stderr=state.outputs.host_stderr if state.by_host else None,
         )
-        self._connections: list[socket.socket] = []
+        self._connections: dict[str, socket.socket] = {}  # by token
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """Wait until it has connected, and return control and events. OSError if it ends instead.
 
-        Strangers may connect too; they do not know the token.
+        Strangers may connect too; they do not know the tokens.
         """
         waiting: list[socket.socket] = []
         while len(self._connections) < 2:
@@ -71,10 +71,12 @@ class Child:
                         waiting.append(ready.accept()[0])
                         continue
                     waiting.remove(ready)
-                    if ready.recv(len(self._token)) == self._token.encode():
-                        self._connections.append(_without_delay(ready))
-        self._listener.close()
-        control, events = self._connections
+                    token = ready.recv(32).decode(errors="replace")
+                    if token in self._tokens:
+                        self._connections[token] = _without_delay(ready)
+        for other in (self._listener, *waiting):
+            other.close()
+        control, events = map(self._connections.__getitem__, self._tokens)
         return control, events
 
     def has_died(self) -> bool:
@@ -88,7 +90,7 @@ class Child:
     def close(self) -> None:
         """Let go of it: it ends."""
         self.end(0)
-        for connection in (self._listener, *self._connections):
+        for connection in (self._listener, *self._connections.values()):
             connection.close()
 
 
@@ -97,10 +99,10 @@ def serve(state: State, said: str) -> None:
     for name in ("SIGINT", "SIGBREAK"):  # the console sends them to all of its processes
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     try:
-        port, token, mark, state.pid, state.parent = json.loads(said)
+        port, tokens, mark, state.pid, state.parent = json.loads(said)
         state.settings = environment.parse(state.variables)
         connections = []
-        for _ in range(2):
+        for token in tokens:
             connections.append(_without_delay(socket.create_connection(("127.0.0.1", port))))
             connections[-1].sendall(token.encode())
 
