@@ -82,9 +82,8 @@ class Check:
         name = "by hand"
         env = {key: value for key, value in self._env.items() if key != self._handshake.magic_cookie_key}
         try:
-            run = subprocess.run(
-                self._command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * PATIENCE, check=False
-            )
+            options: Any = {"env": env, "stdin": subprocess.DEVNULL, "timeout": self._timeout}
+            run = subprocess.run(self._command, capture_output=True, check=False, **options)
         except subprocess.TimeoutExpired:
             return Result(name, FAILED, "it runs without the cookie", "exit if the cookie is missing, and say why")
         if run.returncode == 0 or not run.stderr.strip():

@@ -46,7 +46,7 @@ def guide(changes: dict[str, str]) -> str:
 
 def results(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
     """The exit code, and what --json prints, by the name of the check."""
-    code = check.main(["check", *COOKIE, "--timeout", "10", "--json", "--", *map(str, command)])
+    code = check.main(["check", *COOKIE, "--timeout", "60", "--json", "--", *map(str, command)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return code, {line["check"]: line for line in lines}
 
