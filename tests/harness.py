@@ -292,8 +292,8 @@ class World:
         (companion,) = self.companions()
         return companion
 
-    def gone(self, seconds: float) -> bool:
-        """Whether plugin and companion leave within that time."""
+    def gone(self, seconds: float = 10) -> bool:
+        """Whether plugin and companion leave within that time; without one, however busy the machine is."""
         return bool(eventually(lambda: not self.plugins() and not self.companions(), seconds))
 
     def close(self) -> None:

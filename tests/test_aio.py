@@ -59,7 +59,7 @@ def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_plugin(world
     host.begin("call", method="/probe.Probe/run_async", message=probe.message(swallow))
     assert host.ask("kill")["seconds"] < 4
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
-    assert world.gone(1)
+    assert world.gone()
 
 
 @pytest.mark.windows
@@ -118,7 +118,7 @@ def test_a_blocked_loop_does_not_keep_the_plugin_when_its_host_dies(world: World
     host.begin("call", method="/probe.Probe/block_the_loop", message=b"3600")
     time.sleep(0.3)
     host.process.kill()
-    assert world.gone(4)
+    assert world.gone()
 
 
 def test_a_blocked_loop_is_told(world: World) -> None:
@@ -254,7 +254,7 @@ def test_signals_of_loop_and_plugin(world: World, loop: str, order: str) -> None
     os.kill(world.plugin().pid, signal.SIGINT)  # Ctrl-C is left to the host
     put(host, "k", b"v")
     os.kill(world.plugin().pid, signal.SIGTERM)
-    assert world.gone(2)
+    assert world.gone()
     assert not [record for record in host.log() if record["@level"] == "error" and "goplugin" in str(record)]
 
 

@@ -325,11 +325,9 @@ def test_killed_under_load(world: World, victim: str) -> None:
     time.sleep(0.5)
     plugin = world.plugin()
     companion = world.companion()
-    begin = time.monotonic()
     pids = {"plugin": plugin.pid, "companion": companion.pid, "host": host.process.pid}
     os.kill(pids[victim], signal.SIGKILL)
-    assert world.gone(2)
-    assert time.monotonic() - begin < 2
+    assert world.gone()
     if victim == "companion":
         assert host.logged("the companion process died", **{"@level": "error"})
 
@@ -343,7 +341,7 @@ def test_sigterm_and_sigint_to_all(world: World) -> None:
         for process in (*world.plugins(), *world.companions()):
             process.send_signal(signal_number)
     assert call()["message"] == b"null"
-    assert world.gone(2)
+    assert world.gone()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str
         assert eventually(lambda: host.ask("exited")["exited"], 2)
     else:
         host.process.kill()
-    assert world.gone(3.5)
+    assert world.gone()
 
 
 @pytest.mark.parametrize("way", MARKED)
@@ -86,4 +86,4 @@ def test_a_worker_whose_c_code_holds_the_gil(world: World, way: str) -> None:
     worker = psutil.Process(probe.do(host, "run", run + "process.start()\nresult = process.pid"))
     assert eventually(lambda: worker.cpu_times().user > 0.6)
     world.plugin().kill()
-    assert world.gone(3.5)
+    assert world.gone()

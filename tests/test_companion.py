@@ -38,7 +38,7 @@ def test_the_plugin_leaves_when_the_companion_has_died(world: World) -> None:
     """The host starts it again: there is no other shape of a plugin."""
     host = probe.start(world)
     world.companion().kill()
-    assert world.gone(3)
+    assert world.gone()
     assert host.logged("the companion process died", **{"@level": "error"})
     assert not list(world.temporary.iterdir())
 
@@ -112,7 +112,7 @@ def test_without_what_only_linux_has(world: World, victim: str) -> None:
         host.process.kill()
     else:
         next(process for process in world.processes() if process.name() in ("sh", "dash")).kill()
-    assert world.gone(3)
+    assert world.gone()
 
 
 def test_a_parent_that_ends_before_kqueue_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_c_code_that_holds_the_gil(world: World, where: str) -> None:
     plugin = world.plugin()
     assert eventually(lambda: plugin.cpu_times().user > 0.6)
     host.process.kill()
-    assert world.gone(3.5)
+    assert world.gone()
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGTERM"])
@@ -153,7 +153,7 @@ def test_signals_to_the_process_group(world: World, name: str) -> None:
     for process in (*world.plugins(), *world.companions()):
         assert os.getpgid(process.pid) == group
         process.send_signal(number)
-    assert world.gone(3)
+    assert world.gone()
 
 
 def test_nohup_stays(world: World) -> None:

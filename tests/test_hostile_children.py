@@ -87,7 +87,7 @@ def test_a_child_that_writes_pids_ends_nobody(
         run_child(host, FRAMES + TOKENS[token] + f"write(b'worker {pid}')")
         run_child(host, FRAMES + TOKENS[token] + f"write(b'worker .{pid}')")
     assert host.ask("kill")["seconds"] < 4
-    assert world.gone(3)
+    assert world.gone()
     assert host.process.poll() is None
     assert is_alive(child)
     assert says(host, f"worker {child.pid}") or TOKENS[token] == RIGHT
@@ -274,7 +274,7 @@ result = [start(way) for way in {ways}]
     assert eventually(lambda: len(sleeps()) == 2 * len(ways), 10)
     assert says(host, "the worker has started them")
     assert host.ask("kill")["seconds"] < 4
-    assert world.gone(3)
+    assert world.gone()
     assert eventually(lambda: not any(map(is_alive, workers)), 2)
     assert len(sleeps()) == 2 * len(ways)
 

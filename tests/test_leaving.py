@@ -62,7 +62,7 @@ def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> 
     if busy:
         host.begin("call", method="/probe.Probe/sleep", message=b"30")
     kill_companion(world)
-    assert world.gone(5)
+    assert world.gone()
     assert host.logged("the companion process died", **{"@level": "error"})
 
 
@@ -98,7 +98,7 @@ def test_sigterm_ends_a_plugin_that_closed_what_is_not_its_own(world: World, clo
     close_descriptors(host, CLOSES[closes])
     with contextlib.suppress(psutil.NoSuchProcess):  # it may have left at once
         plugin.send_signal(signal.SIGTERM)
-    assert world.gone(4)
+    assert world.gone()
     remove_sockets(world)
 
 
@@ -109,7 +109,7 @@ def test_shutdown_ends_a_plugin_that_closed_what_is_not_its_own(world: World, cl
     host = probe.start(world)
     close_descriptors(host, CLOSES[closes])
     assert host.ask("kill")["seconds"] < 4
-    assert world.gone(1)
+    assert world.gone()
     assert not host.logged_now("plugin failed to exit gracefully")
     remove_sockets(world)
 
@@ -151,7 +151,7 @@ def test_a_socket_that_cannot_be_removed_does_not_keep_the_plugin(world: World, 
         sockets.touch()
     process.send_signal(signal.SIGTERM)
     process.wait(4)
-    assert world.gone(3)
+    assert world.gone()
     remove_sockets(world)
 
 
@@ -186,5 +186,5 @@ def test_other_files_in_the_place_of_its_pipes(world: World) -> None:
     """They are always ready to be read. The plugin leaves, instead of looking at them for ever."""
     host = probe.start(world)
     close_descriptors(host, OTHER_FILES)
-    assert world.gone(10)
+    assert world.gone()
     remove_sockets(world)

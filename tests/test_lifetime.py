@@ -20,10 +20,6 @@ ALSO_WITH_AUTO_MTLS = ALSO_ON_ASYNCIO = True
 SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("there is no sh"))]
 
 
-def gone_within(world: World, seconds: float) -> bool:
-    return world.gone(seconds)
-
-
 @pytest.mark.parametrize("shell", SHELL)
 @pytest.mark.windows
 def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
@@ -40,7 +36,7 @@ def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
 def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
     host = world.started(shell=shell)
     host.process.kill()
-    assert gone_within(world, 2)
+    assert world.gone()
 
 
 @pytest.mark.windows
@@ -49,7 +45,7 @@ def test_gone_when_the_host_is_killed_during_a_call(world: World) -> None:
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
     time.sleep(0.3)
     host.process.kill()
-    assert gone_within(world, 2)
+    assert world.gone()
 
 
 def test_gone_when_the_shell_between_is_killed(world: World) -> None:
@@ -57,7 +53,7 @@ def test_gone_when_the_shell_between_is_killed(world: World) -> None:
     host = world.started(shell=True)
     shell = next(process for process in world.processes() if process.name() in ("sh", "dash"))
     shell.kill()
-    assert gone_within(world, 2)
+    assert world.gone()
     assert host.ask("kill")["seconds"] < 1.9
 
 
@@ -111,14 +107,14 @@ def test_sigterm_lets_calls_finish(world: World) -> None:
     for plugin in world.plugins():
         plugin.send_signal(signal.SIGTERM)
     assert call()["message"] == b"null"
-    assert gone_within(world, 2)
+    assert world.gone()
     assert not [record for record in host.log() if "exited" in record["@message"] and "error" in record]
 
 
 def test_sigterm_that_another_thread_gets(world: World) -> None:
     host = probe.start(world)
     host.begin("call", method="/probe.Probe/sigterm", message=b"null")
-    assert gone_within(world, 2)
+    assert world.gone()
     assert host.ask("kill")["seconds"] < 1.9
 
 
@@ -154,7 +150,7 @@ def test_a_host_that_leaves_is_no_sigpipe(world: World) -> None:
         for message in messages:
             host.begin("call", method="/proto.KV/Put", message=message)
         host.process.kill()
-        assert gone_within(world, 2)
+        assert world.gone()
         assert not list(world.temporary.iterdir())
 
 
@@ -170,7 +166,7 @@ def test_stays_when_told_to(world: World) -> None:
         if process.name() in ("sh", "dash"):
             process.kill()
     host.process.kill()
-    assert not gone_within(world, 2.5)
+    assert not world.gone(2.5)
     plugin = world.plugin()
     reattach = {
         "Protocol": "grpc",
@@ -184,7 +180,7 @@ def test_stays_when_told_to(world: World) -> None:
     probe.do(second, "write_fd", [1, "nobody reads this\n", 1])  # nor does it fail
     probe.do(second, "log", [20, "nor this", {}])
     second.ask("kill")
-    assert gone_within(world, 2)
+    assert world.gone()
 
 
 def test_children_by_fork_are_not_the_plugin(world: World) -> None:
@@ -234,7 +230,7 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
         with contextlib.suppress(CallError):
             host.ask("start")
             host.ask("ping")  # its streams are open by now
-        assert world.gone(5)
+        assert world.gone()
         assert any(text in str(record) for record in host.log())
         for folder in world.folder.iterdir():
             assert not list(folder.iterdir())

@@ -47,7 +47,7 @@ def test_no_companion_to_be_had(world: World, refused: str) -> None:
     ):
         host.ask("start")
     assert host.logged("This plugin cannot start its companion process", **{"@level": "error"})
-    assert world.gone(3)
+    assert world.gone()
     assert not list(world.temporary.iterdir())
 
 
@@ -63,7 +63,7 @@ def test_grpc_cannot_listen(world: World) -> None:
     with pytest.raises(CallError, match="goplugin: This plugin cannot listen: .*grpc says no"):
         host.ask("start")
     assert host.logged("This plugin cannot listen", **{"@level": "error"})
-    assert world.gone(3)
+    assert world.gone()
 
 
 @pytest.mark.grpcio_only("pygrpc-native needs one")
@@ -126,7 +126,7 @@ def test_a_host_that_gave_up_before_goplugin_was_imported(world: World) -> None:
     host = world.host(script, shell=True, start_timeout=1)
     with pytest.raises(CallError, match="timeout while waiting for plugin to start"):
         host.ask("start")
-    assert world.gone(10)
+    assert world.gone()
     assert host.logged("ended before `import goplugin`", **{"@level": "error"})
 
 

@@ -158,7 +158,7 @@ def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> 
         host.ask("start")
     except CallError as error:
         told = str(error)
-    assert world.gone(5)
+    assert world.gone()
     record = host.logged(message, **{"@level": "error"})
     assert record, (told, host.log())
     assert len(errors(host)) == 1
@@ -244,7 +244,7 @@ def test_other_ways_to_wait_leave_on_shutdown_too(world: World, way: str) -> Non
     get_nothing(host)
     assert host.ask("kill")["seconds"] < 1.9  # the host would kill it after 2 s
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
-    assert world.gone(2)
+    assert world.gone()
 
 
 def get_nothing(host: Host) -> None:

@@ -262,7 +262,7 @@ def test_in_a_container(world: World) -> None:
     assert probe.do(host, "echo", "x", broker=1) == "x"
     assert probe.do(host, "dial", [serve(host), "x", 1000]) == "the same"
     assert host.ask("kill")["seconds"] < 1.9
-    assert world.gone(2)
+    assert world.gone()
 
 
 def test_a_certificate_of_the_plugins_own(world: World) -> None:

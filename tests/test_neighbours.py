@@ -478,4 +478,4 @@ def test_kill_does_not_wait_for_a_companion_that_is_stopped(world: World) -> Non
     finally:
         rescue.cancel()
         rescue.join()
-    assert world.gone(3)
+    assert world.gone()

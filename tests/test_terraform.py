@@ -275,7 +275,7 @@ def test_the_provider_leaves_when_terraform_is_killed(world: World, provider: Ex
     writer = eventually(lambda: writer_of(world.folder / "waits"))
     assert writer
     plan.kill()
-    assert world.gone(5)
+    assert world.gone()
     os.close(writer)
 
 

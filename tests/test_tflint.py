@@ -71,5 +71,5 @@ def test_the_ruleset_leaves_when_tflint_is_killed(world: World, ruleset: Example
     writer = eventually(lambda: writer_of(folder / "example" / "waits"))
     assert writer
     tflint.kill()
-    assert world.gone(5)
+    assert world.gone()
     os.close(writer)

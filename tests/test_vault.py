@@ -65,7 +65,7 @@ def vault(world: World, copies: Callable[[str], Example], host: str) -> Iterator
     if vault.process.poll() is None:
         vault.process.terminate()
         vault.process.wait(20)
-    assert world.gone(5)
+    assert world.gone()
     for name in ("status", ".vault-token"):
         (world.folder / name).unlink(missing_ok=True)
 
@@ -126,7 +126,7 @@ def test_it_leaves_when_vault_is_killed(world: World, vault: Vault, host: str) -
     writer = eventually(lambda: writer_of(world.folder / "waits"))
     assert writer
     vault.process.kill()
-    assert world.gone(5)
+    assert world.gone()
     os.close(writer)
     for path in world.temporary.iterdir():  # the killed host's sockets
         path.unlink()
