@@ -1,24 +1,29 @@
-"""An interceptor for what grpc leaves open: handlers that end by SystemExit, methods nobody wrote, and reflection.
+"""An interceptor for what grpc leaves open: calls that it would not answer or not log, and methods nobody wrote."""
 
-Reflection is what go-plugin's grpc_server.go registers: a tool such as grpcurl lists and calls the services. What it
-needs is imported on first use, so it costs nothing at start-up.
-"""
-
+import collections
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
 import grpc
 
 from goplugin import log
+from goplugin.methods import (
+    REFLECTION,
+    behavior_of,
+    by_service,
+    described_calls,
+    parser_of,
+    reflection_handler,
+    response_check,
+    service_of,
+)
 
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
-
-_V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same, before and after it was declared stable
-_SERVICES = {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
 
 _log = log.get_logger("goplugin")
 
@@ -26,8 +31,9 @@ _log = log.get_logger("goplugin")
 class Calls(grpc.ServerInterceptor):
     """Sees each call of the plugin's services.
 
-    grpc answers a call whose handler raises an Exception, but never one whose handler raises SystemExit,
-    KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing would be logged.
+    grpc answers a call whose handler raises an Exception, unless its text cannot be sent as UTF-8, but never one whose
+    handler raises SystemExit, KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing
+    would be logged.
 
     consulted: whether a server has asked this interceptor for a handler.
     on_method(handler_call_details, handler): called at the first call of each method.
@@ -37,29 +43,28 @@ class Calls(grpc.ServerInterceptor):
         """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
         self.consulted = False
         self.on_method: Callable[[Any, Any], None] = lambda details, handler: None
+        self._running: set[Running] = set()  # the plugin's own handlers that run in threads
         self._threads = threads
         self._pid = os.getpid()
         self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
+        self._served: dict[str, list[str]] = {}  # methods by service; found out at the first call of one that is not
+        self._missing: set[str] = set()  # services that a caller asked for
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the method's handler, with what raises in it answered."""
         self.consulted = True
         handler = continuation(handler_call_details)
-        if handler is None and is_reflection(handler_call_details.method):
-            found = {service for service, call in described_calls(handler_call_details) if continuation(call)}
-            handler = reflection_handler(found)
+        if handler is None and not self._served:
+            self._served = by_service(call for call in described_calls(handler_call_details) if continuation(call))
         return self._return(handler, handler_call_details)
 
     def _return(self, handler: Any, handler_call_details: Any) -> Any:
         """Return the handler, with what raises in it answered; None if there is none."""
         method = handler_call_details.method
+        if handler is None and service_of(method) in REFLECTION:
+            handler = reflection_handler(set(self._served))
         if handler is None:
-            if method.startswith("/grpc.health."):
-                _log.error(
-                    "the host calls the health service, and there is none: call add_HealthServicer_to_server in main()"
-                )
-            else:
-                _log.debug("%s is not implemented", method)  # hosts try optional methods all the time
+            self._tell_missing(method)
             return None
         seen, guarded = self._guarded.get(method, (None, None))
         if seen is not handler:
@@ -68,6 +73,25 @@ class Calls(grpc.ServerInterceptor):
             self.on_method(handler_call_details, handler)
         return guarded
 
+    def _tell_missing(self, method: str) -> None:
+        """Log a call of what nobody wrote. Hosts try optional methods all the time, but services seldom."""
+        service = service_of(method)
+        if method.startswith("/grpc.health."):
+            _log.error(
+                "the host calls the health service, and there is none: call add_HealthServicer_to_server in main()"
+            )
+        elif service in self._served or method.startswith(ALWAYS):
+            there = ", ".join(self._served.get(service, ["nothing"]))
+            _log.debug("%s is not implemented; the service has %s", method, there)
+        else:
+            own = [name for name in self._served if not name.startswith(("grpc.", "plugin."))]
+            level = logging.DEBUG if service in self._missing or len(self._missing) > 99 else logging.WARNING
+            self._missing.add(service)
+            there = ", ".join(own) or "none that a generated module describes"
+            _log.log(
+                level, "%s is not implemented: there is no service %s; this plugin serves %s", method, service, there
+            )
+
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = behavior_of(handler)
         if hasattr(behavior, "experimental_thread_pool"):
@@ -75,18 +99,24 @@ class Calls(grpc.ServerInterceptor):
         guarded: Any = self._in_this_thread(behavior, method, handler)
         if method.startswith(ALWAYS):
             guarded.experimental_thread_pool = self._threads
-        return handler._replace(**{name: guarded})
+        return handler._replace(request_deserializer=parser_of(handler, method), **{name: guarded})
 
     def _in_this_thread(self, behavior: Callable[..., Any], method: str, handler: Any) -> Callable[..., Any]:
         """Return the method's function, with what raises in it answered."""
+        check = response_check(handler, method)
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
-            with _Answered(self, context, method):
-                return behavior(request, context)
+            with Running(self, context, method):
+                response = behavior(request, context)
+                check(response)
+                check_health(method, request, context)
+                return response
 
         def streaming(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with _Answered(self, context, method):
-                yield from behavior(request, context)
+            with Running(self, context, method):
+                for response in behavior(request, context):
+                    check(response)
+                    yield response
 
         return streaming if handler.response_streaming else unary
 
@@ -96,84 +126,96 @@ class Calls(grpc.ServerInterceptor):
             code = error.code if isinstance(error, SystemExit) else int(error is not None)
             os._exit(code if isinstance(code, int) else int(code is not None))
 
-    def answer(self, error: BaseException, context: grpc.ServicerContext, method: str) -> None:
-        """End the call where grpc would leave it hanging, or would log a false error."""
+    def answer(self, error: BaseException, context: Any, method: str) -> None:
+        """Log the error, and end the call with its text."""
         self.leave_child(error)
-        code: Any = getattr(context, "code", lambda: None)  # newer than the oldest grpcio, and than its type hints
-        if isinstance(error, NotImplementedError) and code() is grpc.StatusCode.UNIMPLEMENTED:
+        code, details = context.code(), context.details()
+        if isinstance(error, NotImplementedError) and code is grpc.StatusCode.UNIMPLEMENTED:
             # As generated code does. Hosts try optional methods all the time.
-            _log.debug("%s is not implemented", method)
+            _log.debug("%s is not implemented: the servicer's class does not define it", method)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
-        if not isinstance(error, Exception):
-            _log.error("%s: %s in the handler", method, type(error).__name__, exc_info=error)
-            context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
-        if code() is None and logging.getLogger("grpc._server").disabled:
-            # By logging.config, as it does by default: grpc's own record of this exception would be lost.
-            _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
+        aborted = isinstance(error, grpc.aio.AbortError) or (code and details is not None and not error.args)
+        if aborted or (isinstance(error, grpc.RpcError) and not context.is_active()):
+            return  # context.abort() raised it; or grpc, to say that the caller has left
+        context.abort(*status_of(error, context, method))
+
+    def unfinished(self) -> list["Running"]:
+        """Return the plugin's own handlers that still run."""
+        return list(self._running)
+
+    def warn_full(self) -> None:
+        """Log that all threads are taken, and by what."""
+        _log.warning(
+            "all threads are taken, and further calls wait: %s. A handler has to end when its caller has left: see"
+            " context.add_callback in goplugin's guide",
+            summary(self._running),
+        )
 
 
-class _Answered:
-    """For a `with` around a handler: what it raises is answered."""
+class Running:
+    """A handler that runs in this thread. For a `with` around it: what it raises is answered."""
 
-    def __init__(self, calls: Calls, context: grpc.ServicerContext, method: str) -> None:
-        self._calls, self._context, self._method = calls, context, method
+    __slots__ = ("_calls", "context", "method", "since")
+
+    def __init__(self, calls: Calls, context: Any, method: str) -> None:
+        self._calls, self.context, self.method = calls, context, method
+        self.since = time.monotonic()
 
     def __enter__(self) -> None:
-        pass
+        """Remember it, if it is the plugin's own."""
+        if not self.method.startswith((*ALWAYS, "/plugin.GRPC")):
+            self._calls._running.add(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Answer what it raised."""
+        self._calls._running.discard(self)
         if error and not isinstance(error, GeneratorExit):
-            self._calls.answer(error, self._context, self._method)
+            self._calls.answer(error, self.context, self.method)
         self._calls.leave_child()
 
 
-def behavior_of(handler: Any) -> tuple[str, Any]:
-    """Return the field of a grpc.RpcMethodHandler that has the method's function, and the function."""
-    requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
-    name = f"{requests}_{responses}"
-    return name, getattr(handler, name)
+def summary(running: Iterable[Running]) -> str:
+    """Return their methods with how many there are, how long they run, and how many have lost their caller."""
+    now, by_method = time.monotonic(), collections.defaultdict[str, list[Running]](list)
+    for call in list(running):
+        by_method[call.method].append(call)
+    texts = []
+    for method, calls in by_method.items():
+        lost = sum(not call.context.is_active() for call in calls)
+        age = now - min(call.since for call in calls)
+        texts.append(f"{method} ({len(calls)} running, for up to {age:.1f} s, {lost} of them without their caller)")
+    return ", ".join(texts)
 
 
-def is_reflection(method: str) -> bool:
-    """Whether it is a method of the reflection service, such as "/grpc.reflection.v1.ServerReflection/..."."""
-    return method.rpartition("/")[0].removeprefix("/") in _SERVICES
-
-
-def described_calls(handler_call_details: Any) -> Iterator[tuple[str, Any]]:
-    """Return the details of a call of each method that an imported module describes, with the name of its service.
-
-    grpc has no public list of a server's services. But it tells for each method whether the server has it.
-    """
-    for module in list(sys.modules.values()):
-        descriptor: Any = getattr(module, "__dict__", {}).get("DESCRIPTOR")
-        for service in getattr(descriptor, "services_by_name", {}).values():
-            for method in service.methods_by_name:
-                path = f"/{service.full_name}/{method}"
-                yield service.full_name, type(handler_call_details)(path, handler_call_details.invocation_metadata)
-
-
-def reflection_handler(services: set[str]) -> Any:
-    """Return what answers the reflection service's method; None if grpcio-reflection is not installed."""
+def status_of(error: BaseException, context: Any, method: str) -> tuple[grpc.StatusCode, str]:
+    """Log what a handler raised; return the status of its call."""
+    name = type(error).__name__
     try:
-        from grpc_reflection.v1alpha import reflection, reflection_pb2
-    except ImportError as error:
-        log.get_logger("goplugin.reflection").debug("no reflection: pip install grpcio-reflection (%s)", error)
-        return None
-    _describe_v1(reflection_pb2.DESCRIPTOR)
-    return grpc.stream_stream_rpc_method_handler(
-        reflection.ReflectionServicer(services | _SERVICES).ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
+        text = str(error)
+    except Exception:  # noqa: BLE001 its __str__ raises
+        text = "unprintable"
+    if isinstance(error, Exception):
+        text = f"Exception calling application: {text or name}"
+    else:
+        text = f"{name}: {text}" if text else name
+    text = sendable(text)
+    _log.error("%s: %s", method, text, exc_info=error)
+    details = context.details() or text
+    if isinstance(details, bytes):  # grpc's, for threads
+        details = details.decode()
+    code = context.code()
+    return grpc.StatusCode.UNKNOWN if code in (None, grpc.StatusCode.OK) else code, details
 
 
-def _describe_v1(v1alpha: Any) -> None:
-    """Add the description of grpc.reflection.v1, which grpcio-reflection lacks, to the descriptor pool."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+def sendable(text: str) -> str:
+    """Return the text as UTF-8 can express it, which the names of files may not be."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
-    description = descriptor_pb2.FileDescriptorProto()
-    v1alpha.CopyToProto(description)
-    text = text_format.MessageToString(description).replace("v1alpha", "v1")
-    descriptor_pool.Default().Add(
-        text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
-    )  # a second time does no harm
+
+def check_health(method: str, request: Any, context: Any) -> None:
+    """After a health check of the host's: log if the health service does not know the name."""
+    if method == HEALTH_CHECK and request.service == "plugin" and context.code() is grpc.StatusCode.NOT_FOUND:
+        _log.error(
+            'the host asks the health service for the name "plugin", which it does not know: call'
+            ' health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING) in main()'
+        )

@@ -19,7 +19,7 @@ import grpc
 from goplugin import environment, launch, log, outputs, services
 from goplugin.address import Address
 from goplugin.allocator import Allocator
-from goplugin.calls import Calls
+from goplugin.calls import Calls, summary
 from goplugin.companion.tls import TLSFiles
 from goplugin.environment import Environment
 from goplugin.handshake import HandshakeConfig, handshake_line
@@ -128,6 +128,9 @@ class PluginBase:
             raise TypeError(f"plugin.listen() needs what {self._grpc}.server(...) returned, and was given {what}")
         if self._server:
             raise RuntimeError("plugin.listen() was called twice")
+        pool = self.server_arguments[self._pool]
+        if isinstance(pool, Workers):
+            pool.when_full = self._calls.warn_full
         services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._calls, self._threads)
         try:
             self._server_cert = self._transport.server_cert()  # first: the companion sends it without being asked
@@ -156,7 +159,9 @@ class PluginBase:
             raise RuntimeError(f"plugin.wait() was called before {listen}")
         if not STATE.outputs.handshake_printed:
             log.exit_with(
-                f"plugin.wait() was called, and the handshake line was not printed: write print({listen}, flush=True)"
+                f"plugin.wait() was called, and the handshake line was not printed: write print({listen}, flush=True)."
+                " It must be the sys.stdout that `import goplugin` has made: an older stream, such as sys.__stdout__,"
+                " and a new one, by os.fdopen(1), lead to the host's log"
             )
 
     def _leave(self, reason: str) -> None:
@@ -174,6 +179,8 @@ class PluginBase:
         # Do not rely on grpc's count of calls: it forgets a call when the caller leaves, as the host does after
         # Shutdown, and the handler may still be writing.
         self._drain(end)
+        if unfinished := self._calls.unfinished():
+            _log.warning("leaving, though calls did not end within %g s: %s", GRACE, summary(unfinished))
         STATE.outputs.redirect(None)
         self._stdio.close()
         self.broker.end_streams()

@@ -70,6 +70,8 @@ class Workers(ThreadPoolExecutor):
     life: seconds that a thread above min_threads lives. The later ones of many live longer, up to twice as long, so
     that they do not all end at once.
 
+    when_full: called once, when work waits and there may be no more threads.
+
     The constructor raises RuntimeError if the system has no thread left.
     """
 
@@ -78,6 +80,7 @@ class Workers(ThreadPoolExecutor):
             raise ValueError(f"Workers needs 0 < min_threads <= max_threads, not {min_threads} and {max_threads}")
         super().__init__(max_threads)
         self._max, self._life, self._pid = max_threads, life, os.getpid()
+        self.when_full: Callable[[], object] | None = None
         self._queue = queue.SimpleQueue[_Task | None]()
         self._lock = threading.Lock()  # guards the following
         self._free = 0  # threads that wait for work, less the work in the queue; below 0, work waits for threads
@@ -146,6 +149,10 @@ class Workers(ThreadPoolExecutor):
                 more = min(_growth(threads, self._done - done, idle), -self._free, self._max - threads)
                 if self._free >= 0:
                     self._crowded.clear()
+                full = self._free < 0 and threads == self._max
+            if full and self.when_full:
+                self.when_full()
+                self.when_full = None
             with contextlib.suppress(RuntimeError):  # none left: the next look tries again
                 for number in range(threads, threads + more):
                     self._hire(self._life * (1 + number / self._max))

@@ -81,13 +81,16 @@ RAISED = {
     "raise KeyboardInterrupt": "KeyboardInterrupt",
     "raise asyncio.CancelledError('gone')": "CancelledError: gone",
     "task = asyncio.ensure_future(asyncio.sleep(9)); task.cancel(); await task": "CancelledError",
+    "asyncio.current_task().cancel(); await asyncio.sleep(9)": "CancelledError",
     "raise ValueError('it broke')": "Exception calling application: it broke",
+    "await context.abort(grpc.StatusCode.ABORTED, 'a\\udc80')": r"Aborted: a\udc80",
+    "context.set_details('a\\udc80'); raise ValueError('b')": r"Unknown: a\udc80",
+    "context.set_code(grpc.StatusCode.DATA_LOSS); context.set_details('a\\udc80'); 1 / 0": r"DataLoss: a\udc80",
     "await context.abort(grpc.StatusCode.ABORTED, 'no')": "Aborted: no",
     "context.set_code(grpc.StatusCode.DATA_LOSS); raise ValueError('it broke')": "DataLoss: Exception calling",
 }
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks cannot tell there who cancelled them")
 @pytest.mark.parametrize("code", RAISED)
 @pytest.mark.windows
 def test_whatever_a_handler_raises_is_answered(world: World, code: str) -> None:

@@ -96,17 +96,6 @@ def test_warnings(world: World) -> None:
     assert "a warning of the plugin" in record["@message"]
 
 
-@pytest.mark.threads_only("goplugin has the same words for grpc.aio, in records of its own")
-def test_grpcs_own_messages(world: World) -> None:
-    host = probe.start(world)
-    probe.do(host, "log", [logging.INFO, "first", {}])
-    with pytest.raises(Exception, match="Exception calling application"):
-        probe.do(host, "fail", "it broke")
-    record = host.logged("Exception calling application: it broke", **{"@module": "grpc._server"})
-    assert record
-    assert record["@level"] == "error"
-
-
 @pytest.mark.windows
 def test_uncaught_exceptions_everywhere(world: World) -> None:
     """Of threads, of destructors, and of main; also once the plugin has configured its logging."""

@@ -23,6 +23,16 @@ ENDS = {
         "import os; os.write(1, plugin.listen(server).encode() + b'\\n')",
         "the handshake line was not printed",
     ),
+    "the handshake line goes to an older stream": (
+        "print(plugin.listen(server), flush=True)",
+        "print(plugin.listen(server), flush=True, file=sys.__stdout__)",
+        "an older stream, such as sys.__stdout__",
+    ),
+    "the handshake line goes to a new stream": (
+        "print(plugin.listen(server), flush=True)",
+        "import os; sys.stdout = os.fdopen(1, 'w'); print(plugin.listen(server), flush=True)",
+        "a new one, by os.fdopen(1), lead to the host's log",
+    ),
     "no listen": (
         "print(plugin.listen(server), flush=True)\nplugin.wait()\n",
         "",
@@ -313,15 +323,84 @@ def test_a_plugin_without_the_health_service(world: World) -> None:
     assert host.logged("the host calls the health service, and there is none", **{"@level": "error"})
 
 
+@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
 @pytest.mark.windows
-def test_a_method_that_nobody_wrote(world: World) -> None:
-    """One debug line: hosts try optional methods all the time."""
-    text = RIGHT.replace("KVServicer()", "kv_pb2_grpc.KVServicer()")
-    host = world.host(script(world, text))
+def test_a_health_service_under_another_name(world: World, right: str) -> None:
+    host = start(world, '.set("plugin"', '.set("plugins"', right)
     host.ask("start")
-    for method in ("/proto.KV/Get", "/proto.KV/Delete", "/other.Service/Method"):
+    with pytest.raises(CallError, match="NotFound"):
+        host.ask("ping")
+    assert host.logged('for the name "plugin", which it does not know', **{"@level": "error"})
+    assert len(errors(host)) == 1
+
+
+@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@pytest.mark.windows
+def test_a_method_that_nobody_wrote(world: World, right: str) -> None:
+    """A debug line with what is there: hosts try optional methods all the time. An unknown service is a warning."""
+    host = start(world, "KVServicer()", "kv_pb2_grpc.KVServicer()", right)
+    host.ask("start")
+    says = {
+        "/proto.KV/Get": ("debug", "the servicer's class does not define it"),
+        "/proto.KV/Delete": ("debug", "the service has Get, Put"),
+        "/other.Service/Method": ("warn", "there is no service other.Service; this plugin serves proto.KV"),
+        "/other.Service/Another": ("debug", "there is no service other.Service; this plugin serves proto.KV"),
+    }
+    for method, (level, text) in says.items():
         with pytest.raises(CallError, match="Unimplemented"):
             host.call(method, b"")
-        assert host.logged(f"{method} is not implemented", **{"@level": "debug"})
+        record = host.logged(f"{method} is not implemented", **{"@level": level})
+        assert record
+        assert text in record["@message"]
     assert [record for record in host.log() if record.get("@module") == "grpc._server"] == []
     assert errors(host) == []
+
+
+RESPONSES = {
+    "nothing": ("def", "pass", "must return a proto.GetResponse, and returned a NoneType"),
+    "another message": (
+        "def",
+        "import kv_pb2; return kv_pb2.PutRequest(key='k')",
+        "must return a proto.GetResponse, and returned a proto.PutRequest",
+    ),
+    "async def": ("async def", "pass", "returned a coroutine: `async def` is for goplugin.aio"),
+}
+RESPONSES_ON_ASYNCIO = {
+    "nothing": ("async def", *RESPONSES["nothing"][1:]),
+    "another message": ("async def", *RESPONSES["another message"][1:]),
+    "nothing, def": RESPONSES["nothing"],
+}
+WRONG = [(RIGHT, case) for case in RESPONSES.values()] + [(ON_ASYNCIO, case) for case in RESPONSES_ON_ASYNCIO.values()]
+
+
+@pytest.mark.parametrize(
+    ("right", "case"), WRONG, ids=[*RESPONSES, *(f"asyncio, {name}" for name in RESPONSES_ON_ASYNCIO)]
+)
+@pytest.mark.windows
+def test_a_response_of_another_type(world: World, right: str, case: tuple[str, str, str]) -> None:
+    """protobuf would serialize it, and the host misread it. The host hears what the log says."""
+    define, body, text = case
+    servicer = f"class Wrong(KVServicer):\n    {define} Get(self, request, context): {body}\n"
+    first = "plugin = " if right is RIGHT else "async def main"
+    text_of_script = right.replace("KVServicer()", "Wrong()").replace(first, servicer + first, 1)
+    host = world.host(script(world, text_of_script))
+    host.ask("start")
+    with pytest.raises(CallError, match=re.escape(text)):
+        get(host, "k")
+    put(host, "k", b"v")
+    assert host.logged(text, **{"@level": "error"})
+    (record,) = errors(host)
+    assert record["@message"].startswith("/proto.KV/Get: ")
+    assert "RuntimeWarning" not in str(host.log())  # of coroutines that nobody awaits
+
+
+@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@pytest.mark.windows
+def test_a_request_that_is_none(world: World, right: str) -> None:
+    host = start(world, "", "", right)
+    host.ask("start")
+    with pytest.raises(CallError):
+        host.call("/proto.KV/Get", b"\xff\xff")
+    record = host.logged("/proto.KV/Get: what came is no proto.GetRequest: 2 bytes", **{"@level": "error"})
+    assert record
+    assert len(errors(host)) == 1

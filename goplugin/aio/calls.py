@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
@@ -17,9 +16,7 @@ from typing import Any
 
 import grpc
 
-from goplugin import calls, log
-
-_log = log.get_logger("goplugin")
+from goplugin import calls, methods
 
 _Behavior = Callable[[Any, Any], Awaitable[Any]]
 
@@ -31,15 +28,15 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
         """threads: for what must be heard whatever the plugin's own handlers do."""
         super().__init__(threads)
         self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
-        self._running: set[asyncio.Task[Any]] = set()  # calls of the plugin's own handlers
+        self._tasks: dict[asyncio.Future[Any], calls.Running | None] = {}  # of the plugin's own handlers; None: `def`
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:  # type: ignore[override]
         """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
         self.consulted = True
         handler = await continuation(handler_call_details)
-        if handler is None and calls.is_reflection(handler_call_details.method):
-            described = calls.described_calls(handler_call_details)
-            handler = calls.reflection_handler({service for service, call in described if await continuation(call)})
+        if handler is None and not self._served:
+            described = methods.described_calls(handler_call_details)
+            self._served = methods.by_service([call for call in described if await continuation(call)])
         return self._return(handler, handler_call_details)
 
     def drain(self, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
@@ -48,67 +45,75 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
 
         async def drained() -> None:
             looked.set()
-            while self._running:
-                await asyncio.wait(self._running.copy())
+            while self._tasks:
+                await asyncio.wait(list(self._tasks))
 
         done, _ = concurrent.futures.wait([submit(drained(), loop)], timeout)
         return bool(done) or looked.is_set()
 
+    def unfinished(self) -> list[calls.Running]:
+        """Return the plugin's own handlers that still run, in threads or in the loop."""
+        return [*super().unfinished(), *filter(None, self._tasks.values())]
+
     def _guard(self, handler: Any, method: str) -> Any:
-        name, behavior = calls.behavior_of(handler)
+        name, behavior = methods.behavior_of(handler)
         always = method.startswith(calls.ALWAYS) or hasattr(behavior, "experimental_thread_pool")
+        check = methods.response_check(handler, method)
+        on_loop = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
         if inspect.isasyncgenfunction(behavior):
             behavior = _writes_all(behavior)
-        elif not inspect.iscoroutinefunction(behavior):
+        elif not on_loop:
             threads = self._threads if always else self.workers
-            behavior = _in_thread(self._in_this_thread(behavior, method, handler), method, handler, threads)
+            behavior = _in_thread(self._in_this_thread(behavior, method, handler), handler, threads)
+
+        async def answered(request: Any, context: Context) -> Any:
+            try:
+                response = await behavior(request, context)
+                if not handler.response_streaming:
+                    check(response)
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except BaseException as error:  # noqa: BLE001 SystemExit would end the loop
+                self.leave_child(error)
+                await context.abort(*calls.status_of(error, context, method))
+            finally:
+                calls.check_health(method, request, context)
+                self.leave_child()
+            return response
 
         async def guarded(request: Any, context: Any) -> Any:
-            task: Any = asyncio.current_task()
+            context = Context(context, check)
+            # A task of its own shows who cancels it: grpc, because the caller has left, or the handler itself.
+            task = asyncio.ensure_future(answered(request, context))
             if not always:
-                self._running.add(task)
+                self._tasks[task] = calls.Running(self, context, method) if on_loop else None
+                task.add_done_callback(self._tasks.pop)
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    context.left = True
+                    task.cancel()
             try:
-                return await behavior(request, context)
-            except grpc.aio.AbortError:
-                raise
-            except BaseException as error:
-                await self._answer_on_loop(error, context, method)
-                raise
-            finally:
-                self._running.discard(task)
-                self.leave_child()
+                return task.result()
+            except asyncio.CancelledError as error:
+                if context.left:
+                    raise
+                await context.abort(*calls.status_of(error, context, method))
 
-        return handler._replace(**{name: guarded})
-
-    async def _answer_on_loop(self, error: BaseException, context: Any, method: str) -> None:
-        """End the call as grpc does for threads: grpc.aio words errors differently, and answers only Exceptions."""
-        self.leave_child(error)
-        task: Any = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or task.cancelling()):
-            return  # the caller has left, or its deadline is over
-        called = "Exception calling application" if isinstance(error, Exception) else type(error).__name__
-        try:
-            text = f"{called}: {error}"
-        except Exception:  # noqa: BLE001 its __str__ raises
-            text = f"{called}: unprintable"
-        _log.error("%s: %s", method, text, exc_info=error)
-        await context.abort(context.code() or grpc.StatusCode.UNKNOWN, context.details() or text)
+        return handler._replace(request_deserializer=methods.parser_of(handler, method), **{name: guarded})
 
 
-def _in_thread(behavior: Any, method: str, handler: Any, threads: Executor | None) -> _Behavior:
+def _in_thread(behavior: Any, handler: Any, threads: Executor | None) -> _Behavior:
     """Return a coroutine function that runs the method's function in one of the threads."""
 
     def run(request: Any, context: ThreadContext) -> Any:
-        try:
-            if not handler.response_streaming:
-                return behavior(request, context)
-            for response in behavior(request, context):
-                context.write(response)
-        except Exception as error:
-            if not context.is_active() and not isinstance(error, (grpc.RpcError, grpc.aio.AbortError)):
-                # Its caller has left, and nobody else will hear of it.
-                _log.error("%s: exception in the handler: %s", method, error, exc_info=error)
-            raise
+        responses = behavior(request, context)
+        if not handler.response_streaming:
+            return responses
+        for response in responses:
+            context.write(response)
+        return None
 
     async def in_thread(request: Any, context: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -129,6 +134,39 @@ def _writes_all(behavior: Callable[..., Any]) -> _Behavior:
                 await context.write(response)
 
     return writes_all
+
+
+class Context:
+    """A grpc.aio.ServicerContext that refuses other messages than the method's, and takes any text for details."""
+
+    def __init__(self, context: Any, check: Callable[[Any], None]) -> None:
+        self._context, self._check = context, check
+        self.left = False  # the caller
+
+    def __getattr__(self, name: str) -> Any:
+        """Take all else from grpc's context."""
+        return getattr(self._context, name)
+
+    def is_active(self) -> bool:
+        """Whether the caller is still there."""
+        return not self.left
+
+    async def write(self, message: Any) -> None:
+        """Send a message of a stream."""
+        self._check(message)
+        await self._context.write(message)
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
+        """End the call, and raise."""
+        await self._context.abort(code, calls.sendable(details), trailing_metadata)
+
+    async def abort_with_status(self, status: Any) -> None:
+        """End the call, and raise."""
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def set_details(self, details: str) -> None:
+        """Set what the caller will hear beside the code."""
+        self._context.set_details(calls.sendable(details))
 
 
 class ThreadContext:

@@ -15,6 +15,7 @@ import logging
 import logging.config
 import multiprocessing
 import os
+import queue
 import random
 import signal
 import subprocess
@@ -318,6 +319,11 @@ class Streams:
         yield b"open"
         left.wait()
 
+    def wait_in_get(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """One message, then nothing, whether the caller is there or not."""
+        yield b"open"
+        queue.SimpleQueue[None]().get()
+
 
 def add_to_server(probe: Probe, server: Any) -> None:
     def handler(method: Any) -> Any:
@@ -427,6 +433,8 @@ class StreamsOnAsyncio:
         finally:
             Path(request.decode()).touch()  # noqa: ASYNC240
 
+    wait_in_get = Streams.wait_in_get
+
     async def run(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         yield b"begun"
         exec(request.decode())  # noqa: S102
@@ -440,6 +448,7 @@ def streams(methods: Any) -> dict[str, Any]:
         "chat": grpc.stream_stream_rpc_method_handler(methods.chat),
         "hold": grpc.unary_stream_rpc_method_handler(methods.hold),
         "run": grpc.unary_stream_rpc_method_handler(methods.run),
+        "wait_in_get": grpc.unary_stream_rpc_method_handler(methods.wait_in_get),
     }
     if hasattr(methods, "hold_or_note"):
         handlers["hold_or_note"] = grpc.unary_stream_rpc_method_handler(methods.hold_or_note)
