@@ -21,7 +21,7 @@ _log = log.get_logger("goplugin")
 
 
 def service_of(method: str) -> str:
-    """Return "proto.KV" for "/proto.KV/Get"."""
+    """Return "grpc.health.v1.Health" for "/grpc.health.v1.Health/Check"."""
     return method.rpartition("/")[0].removeprefix("/")
 
 
@@ -46,7 +46,7 @@ def described_calls(handler_call_details: Any) -> Iterator[Any]:
 
 
 def by_service(calls: Iterable[Any]) -> dict[str, list[str]]:
-    """Return {"proto.KV": ["Get", "Put"]} for the details of such calls."""
+    """Return {"grpc.health.v1.Health": ["Check", "Watch"]} for the details of such calls."""
     services: dict[str, set[str]] = {}
     for call in calls:
         services.setdefault(service_of(call.method), set()).add(call.method.rpartition("/")[2])

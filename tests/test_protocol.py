@@ -78,6 +78,8 @@ def ask(host: Host, op: str) -> None:
         host.ask("dial", broker=int(argument))
     elif op == "put":
         host.call("/proto.KV/Put", b"\x0a\x01k\x12\x80\x80\xc0\x02" + bytes(5 << 20))
+    elif op == "nonsense":
+        host.call("/proto.KV/Get", b"\xff")
     else:
         host.ask(op)
 
@@ -197,6 +199,10 @@ SAID: dict[str, Callable[[World], str]] = {
     "Unknown: Exception calling application: no config": lambda world: asked(
         world, script(world, handler("raise RuntimeError('no config')")), "call /proto.KV/Get"
     ),
+    "must return a proto.GetResponse, and returned a NoneType": lambda world: asked(
+        world, script(world, handler("pass")), "call /proto.KV/Get"
+    ),
+    "Exception deserializing request!": lambda world: asked(world, f"{PYTHON} {ROOT}/plugin.py", "nonsense"),
     "tls: first record does not look like a TLS handshake": lambda world: asked(world, MINIMAL, "ping", **MTLS),
     "error reading server preface": with_tls_alone,
     "x509: certificate signed by unknown authority": lambda world: asked(
@@ -216,6 +222,7 @@ NOT_TRIED = {
     "plugin exited before we could connect",  # by chance, the host sees that the process has ended before stdout has
     "connection reset by peer",  # by chance too: how the connection ends depends on what was on its way
     "is not implemented",  # tests/test_misuse.py
+    "DeadlineExceeded",  # tests/test_calls.py
     "remote error: tls: ...",  # what the host says instead, depending on the moment
 }
 

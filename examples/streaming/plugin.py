@@ -8,6 +8,7 @@ import goplugin  # first: from here on only the handshake line reaches the stdou
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import grpc
@@ -53,6 +54,17 @@ class StreamerServicer(streamer_pb2_grpc.StreamerServiceServicer):
                 os.remove(file.name)
                 raise
         return pb.Write.Response()
+
+    def Follow(self, request: pb.Follow.Request, context: grpc.ServicerContext) -> Iterator[pb.Follow.ResponseChunk]:
+        """Send what is appended to the file. Nothing may come for hours: a call that waits must notice its end."""
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        with open(self.path(context), "rb") as file:
+            file.seek(0, os.SEEK_END)
+            context.send_initial_metadata(())  # the caller now knows that it will miss nothing
+            while not ended.wait(0.1):
+                while chunk := file.read(self.settings.chunk_size):
+                    yield pb.Follow.ResponseChunk(appended_bytes=chunk)
 
     def path(self, context: grpc.ServicerContext) -> str:
         """Return the file's path; FAILED_PRECONDITION before Configure."""

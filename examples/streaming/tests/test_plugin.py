@@ -45,3 +45,20 @@ def test_before_configure(client: goplugin.testing.Client) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         list(streamer.Read(pb.Read.Request()))
     assert "No such file" in str(raised.value.details())
+
+
+def test_follow_ends_with_its_caller(client: goplugin.testing.Client, tmp_path: Path) -> None:
+    streamer = streamer_pb2_grpc.StreamerServiceStub(client.channel)
+    streamer.Configure(pb.Configure.Request(path="file", chunk_size=4))
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    for _ in range(520):  # more than there are threads
+        followed = streamer.Follow(pb.Follow.Request(), timeout=10)
+        followed.initial_metadata()
+        followed.cancel()
+    followed = streamer.Follow(pb.Follow.Request(), timeout=10)
+    followed.initial_metadata()
+    with path.open("ab") as file:
+        file.write(b"hello")
+    assert [next(followed).appended_bytes, next(followed).appended_bytes] == [b"hell", b"o"]
+    followed.cancel()
