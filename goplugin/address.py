@@ -45,6 +45,20 @@ class Address(NamedTuple):
         number = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
         return Address("tcp", f"{number}:{port}")
 
+    def connect(self, timeout: float) -> socket.socket:
+        """Return a socket that is connected to the address. timeout: seconds, also of what the socket does later."""
+        if self.network == "unix":
+            connected = socket.socket(socket.AF_UNIX)
+            connected.settimeout(timeout)
+            try:
+                connected.connect(self.address)
+            except OSError:
+                connected.close()
+                raise
+            return connected
+        host, _, port = self.address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout)
+
     def remove(self) -> None:
         """Remove the socket's file, if there is one left."""
         if self.network == "unix":

@@ -3,12 +3,10 @@
 python -m goplugin check --cookie BASIC_PLUGIN=hello -- python plugin.py
 """
 
-import argparse
 import contextlib
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf import empty_pb2, unknown_fields
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from goplugin.address import Address
@@ -31,14 +30,16 @@ OK, NOTE, FAILED = "ok", "note", "FAILED"
 PATIENCE = 5.0  # seconds until what should end has ended
 
 _LIST_SERVICES = b"\x3a\x00"  # ServerReflectionRequest(list_services="")
+_NOT_ITS_OWN = ("grpc.", "plugin.GRPCBroker", "plugin.GRPCController", "plugin.GRPCStdio")  # services of any plugin
 _MARKER = "GOPLUGIN_CHECK"  # by this variable we know the processes that the plugin has left
 _PROC = Path("/proc")  # where we look for them
 _HOST = """
 import json, sys, time
-sys.path[:], command, config, auto_mtls = json.loads(sys.argv[1])
+sys.path[:], command, config, auto_mtls, timeout = json.loads(sys.argv[1])
 import goplugin.testing
 config = goplugin.HandshakeConfig(*config)
-with goplugin.testing.start(command, config, auto_mtls=auto_mtls, check_health=False) as client:
+options = {"auto_mtls": auto_mtls, "timeout": timeout, "check_health": False}
+with goplugin.testing.start(command, config, **options) as client:
     print(client.pid, flush=True)
     time.sleep(600)
 """
@@ -60,8 +61,7 @@ class Check:
         """timeout: seconds that the plugin has to start."""
         self._command, self._handshake, self._timeout = command, handshake, timeout
         self._marker = uuid.uuid4().hex
-        self._tls_alone = False  # it serves under AutoMTLS, and not without
-        self._called = False  # what a host calls was tried
+        self._ran: list[bool] = []  # the sessions to whose end it ran: without AutoMTLS, with it
 
     def run(self) -> Iterator[Result]:
         """Do all checks, in folders that are removed afterwards. Whatever the plugin leaves behind is ended."""
@@ -72,7 +72,8 @@ class Check:
                 yield self._without_cookie()
                 yield from self._session(auto_mtls=False)
                 yield from self._session(auto_mtls=True)
-                yield self._host_dies()
+                if self._ran:
+                    yield self._host_dies()
             finally:
                 for pid in self._left():
                     with contextlib.suppress(ProcessLookupError):
@@ -82,18 +83,21 @@ class Check:
         name = "by hand"
         env = {key: value for key, value in self._env.items() if key != self._handshake.magic_cookie_key}
         try:
-            options: Any = {"env": env, "stdin": subprocess.DEVNULL, "timeout": self._timeout}
-            run = subprocess.run(self._command, capture_output=True, check=False, **options)
+            with tempfile.TemporaryFile() as stderr:  # a child may hold a pipe for longer than the process lives
+                files: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr}
+                run = subprocess.run(self._command, env=env, timeout=self._timeout, check=False, **files)
+                stderr.seek(0)
+                said = stderr.read().decode(errors="replace").strip()
         except subprocess.TimeoutExpired:
             return Result(name, FAILED, "it runs without the cookie", "exit if the cookie is missing, and say why")
-        if run.returncode == 0 or not run.stderr.strip():
-            said = f"exit code {run.returncode}, {len(run.stderr)} bytes on stderr"
-            return Result(name, NOTE, said, "without the cookie, say on stderr that this is a plugin; exit with 1")
-        return Result(name, OK, run.stderr.decode(errors="replace").strip().splitlines()[0])
+        if run.returncode == 0 or not said:
+            text = f"exit code {run.returncode}, {len(said.splitlines())} lines on stderr"
+            return Result(name, NOTE, text, "without the cookie, say on stderr that this is a plugin; exit with 1")
+        return Result(name, OK, said.splitlines()[0])
 
     def _session(self, *, auto_mtls: bool) -> Iterator[Result]:
         kind = "AutoMTLS: " if auto_mtls else ""
-        began = time.monotonic()
+        name, began = f"{kind}starts", time.monotonic()
         try:
             with start(
                 self._command,
@@ -103,27 +107,34 @@ class Check:
                 timeout=self._timeout,
                 check_health=False,
             ) as client:
-                yield Result(f"{kind}starts", OK, f"ready after {time.monotonic() - began:.2f} s")
-                if auto_mtls:
-                    yield self._strangers(client)
-                if not self._called:
-                    self._called, self._tls_alone = True, auto_mtls
-                    yield from self._calls(client, auto_mtls=auto_mtls)
+                yield Result(name, OK, f"ready after {time.monotonic() - began:.2f} s")
+                name = f"{kind}runs"
+                for result in self._calls(client, auto_mtls=auto_mtls):
+                    _must_run(client)  # or the result would mislead
+                    yield result
                 time.sleep(0.2)
+                _must_run(client)
+                self._ran.append(auto_mtls)
                 began = time.monotonic()
                 client.kill()
                 yield self._shutdown(kind, client, time.monotonic() - began)
         except PluginError as error:
-            cure = "see the plugin's log above; what follows is tried with AutoMTLS alone"
-            if auto_mtls:
+            cure = "see the plugin's log above"
+            if not auto_mtls:
+                cure += "; what follows is tried with AutoMTLS alone"
+            elif self._ran and error.exit_code is None:  # without AutoMTLS it can do more
                 cure = "honour PLUGIN_CLIENT_CERT: serve TLS, and put your certificate into the handshake line"
-            yield Result(f"{kind}starts", FAILED, str(error), cure)
+            yield Result(name, FAILED, str(error), cure)
             return
         yield self._nothing_left(f"{kind}left behind")
         yield self._stdout(kind, client)
         yield self._log(kind, client)
 
     def _calls(self, client: Client, *, auto_mtls: bool) -> Iterator[Result]:
+        if auto_mtls:
+            yield self._strangers(client)
+        if self._ran:
+            return  # all the rest was done without AutoMTLS
         line = client.handshake_line
         yield Result("handshake line", OK, line)
         _, address, server_cert = parse_handshake(line)
@@ -133,7 +144,7 @@ class Check:
         if server_cert and not auto_mtls:
             cure = "without PLUGIN_CLIENT_CERT send no certificate: a host without AutoMTLS panics on it"
             yield Result("certificate", FAILED, "the line has one, though no AutoMTLS was asked for", cure)
-        yield self._health(client.channel)
+        yield self._health(client)
         yield Result("version", OK, f"{client.version} of {list(self._handshake.protocol_versions)}")
         for name, stream, missed in (
             ("stdio", client.streams[0], "serve plugin.GRPCStdio, or the host does not get what the plugin prints"),
@@ -144,12 +155,15 @@ class Check:
                 yield Result(name, OK, "the stream is open")
             else:
                 yield Result(name, NOTE, f"the stream ended: {stream.code().name}", missed)
-        yield self._reflection(client.channel)
+        yield self._services(client)
 
-    def _health(self, channel: grpc.Channel) -> Result:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
+    def _health(self, client: Client) -> Result:
+        stub: Any = health_pb2_grpc.HealthStub(client.channel)
+        call = stub.Check.future(health_pb2.HealthCheckRequest(service="plugin"), timeout=PATIENCE)
         try:
-            status = stub.Check(health_pb2.HealthCheckRequest(service="plugin"), timeout=PATIENCE).status
+            status = client.cancel_at_end(call).result().status
+        except grpc.FutureCancelledError:
+            return Result("health", FAILED, "no answer")
         except grpc.RpcError as error:
             said: Any = error
             cure = 'add the health service, and set "plugin" to SERVING: hosts that ping their plugins need it'
@@ -157,15 +171,23 @@ class Check:
         name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
         return Result("health", OK if name == "SERVING" else FAILED, f'"plugin" is {name}')
 
-    def _reflection(self, channel: grpc.Channel) -> Result:
+    def _services(self, client: Client) -> Result:
         for version in ("v1", "v1alpha"):
-            call: Any = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
-            with contextlib.suppress(grpc.RpcError):
-                answers = call(iter([_LIST_SERVICES]), timeout=PATIENCE)
-                if next(answers, b""):
-                    answers.cancel()
-                    return Result("reflection", OK, version)
-        return Result("reflection", NOTE, "none", "add grpc reflection, if grpcurl is to list the services")
+            method = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+            call: Any = client.channel.stream_stream(method)
+            with contextlib.suppress(grpc.RpcError, StopIteration):
+                answers = client.cancel_at_end(call(iter([_LIST_SERVICES]), timeout=PATIENCE))
+                listed = _fields([next(answers)], 6)  # ServerReflectionResponse.list_services_response
+                answers.cancel()
+                if not listed:
+                    continue  # an error_response
+                names = sorted(name.decode() for name in _fields(_fields(listed, 1), 1))  # service, name
+                if own := [name for name in names if not name.startswith(_NOT_ITS_OWN)]:
+                    return Result("services", OK, ", ".join(own))
+                cure = "add your service to the server; if it is there, reflection must list it too"
+                return Result("services", FAILED, "none of its own: a host has nothing to call", cure)
+        cure = "add grpc reflection: check, and tools such as grpcurl, list the services by it"
+        return Result("services", NOTE, "not known: the plugin has no reflection", cure)
 
     def _strangers(self, client: Client) -> Result:
         address = parse_handshake(client.handshake_line).address
@@ -216,7 +238,7 @@ class Check:
         return Result(name, OK, f"{len(client.log)} records")
 
     def _host_dies(self) -> Result:
-        arguments = json.dumps([sys.path, [*self._command], [*self._handshake], self._tls_alone])
+        arguments = json.dumps([sys.path, [*self._command], [*self._handshake], self._ran[0], self._timeout])
         host = subprocess.Popen(
             [sys.executable, "-c", _HOST, arguments], env=self._env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -244,6 +266,17 @@ class Check:
         return found or [plugin] * (plugin != 0 and not system.has_ended(plugin))
 
 
+def _must_run(client: Client) -> None:
+    if client.exit_code is not None:
+        raise client.error("plugin exited, though no host had called Shutdown")
+
+
+def _fields(messages: list[bytes], number: int) -> list[bytes]:
+    """Return the values of the field, which is text, bytes or a message, in all these messages of protobuf."""
+    sets: Any = [unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)) for message in messages]
+    return [field.data for one in sets for field in one if field.field_number == number]
+
+
 def _is_served(address: Address, pair: tuple[bytes, bytes] | None, folder: Path) -> bool:
     """Whether the plugin talks HTTP/2 to a caller with this certificate and key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -254,46 +287,9 @@ def _is_served(address: Address, pair: tuple[bytes, bytes] | None, folder: Path)
         file.write_bytes(b"".join(pair))
         context.load_cert_chain(file)
         file.unlink()
-    host, _, port = address.address.rpartition(":")
     try:
-        with socket.socket(socket.AF_UNIX if address.network == "unix" else socket.AF_INET) as raw:
-            raw.settimeout(PATIENCE)
-            raw.connect(address.address if address.network == "unix" else (host, int(port)))
-            with context.wrap_socket(raw) as secure:
-                secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-                return bool(secure.recv(1))
+        with address.connect(PATIENCE) as raw, context.wrap_socket(raw) as secure:
+            secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return bool(secure.recv(1))
     except OSError:
         return False
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit code is 0 if nothing failed, 1 if something did, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m goplugin")
-    commands = parser.add_subparsers(required=True, metavar="check")
-    check = commands.add_parser("check", help="play a host, and say what works and what does not")
-    check.add_argument("--cookie", required=True, metavar="KEY=VALUE", help="the magic cookie of the plugin's host")
-    check.add_argument("--versions", default="1", help="the app protocol versions that the host offers: 1, or 5,6")
-    check.add_argument("--timeout", type=float, default=30, help="seconds that the plugin has to start")
-    check.add_argument("--json", action="store_true", help="one JSON object per check")
-    check.add_argument("command", nargs="+", metavar="-- COMMAND", help="what starts the plugin")
-    options = parser.parse_args(arguments)
-    key, separator, value = options.cookie.partition("=")
-    if not (key and separator and value):
-        parser.error("--cookie needs KEY=VALUE, such as BASIC_PLUGIN=hello")
-    try:
-        versions = [int(text) for text in options.versions.split(",")]
-    except ValueError:
-        parser.error(f"--versions needs numbers with commas between, not {options.versions!r}")
-    failed = False
-    try:
-        for result in Check(options.command, HandshakeConfig(versions, key, value), options.timeout).run():
-            failed |= result.outcome == FAILED
-            if options.json:
-                print(json.dumps(result._asdict()), flush=True)
-            else:
-                print(f"{result.outcome:6}  {result.check}: {result.text}", flush=True)
-                if result.cure:
-                    print(f"        -> {result.cure}", flush=True)
-    except (FileNotFoundError, PermissionError) as error:
-        parser.error(f"cannot run the command: {error}")
-    return int(failed)

@@ -28,20 +28,11 @@ from goplugin.services.broker import Broker
 from goplugin.services.controller import Controller
 from goplugin.services.stdio import Stdio
 from goplugin.state import STATE
-from goplugin.transport import ByCompanion, Multiplexed, Plain, Transport
+from goplugin.transport import OPTIONS, ByCompanion, Multiplexed, Plain, Transport
 from goplugin.version import __version__
 from goplugin.workers import Workers
 
 _log = log.get_logger("goplugin")
-
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # SO_REUSEPORT would let two plugins bind the same port
-    # No limits but those of gRPC itself, as in Go.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 16 << 20),
-    ("grpc.absolute_max_metadata_size", 16 << 20),
-)
 
 
 class PluginBase:
@@ -102,7 +93,7 @@ class PluginBase:
         self._calls = self._make_calls(self._threads)
         self.server_arguments: dict[str, Any] = {
             self._pool: Workers(),
-            "options": _OPTIONS,
+            "options": (("grpc.so_reuseport", 0), *OPTIONS),  # SO_REUSEPORT would let two plugins bind the same port
             "interceptors": (self._calls,),
         }
         self.broker = self._make_broker(self._transport, self.server_arguments)

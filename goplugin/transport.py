@@ -10,6 +10,13 @@ import grpc
 from goplugin.address import Address, give_to_group, listening_socket
 from goplugin.environment import Environment
 
+OPTIONS = (  # of servers and channels: no limits but those of gRPC itself; 16 MiB of metadata, as in Go
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 16 << 20),
+    ("grpc.absolute_max_metadata_size", 16 << 20),
+)
+
 
 class Plain:
     """No TLS: whoever can reach the address can call.

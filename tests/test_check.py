@@ -10,7 +10,7 @@ import psutil
 import pytest
 from harness import ROOT, eventually
 
-from goplugin import check
+from goplugin import __main__, check
 
 COOKIE = ["--cookie", "BASIC_PLUGIN=hello"]
 
@@ -46,7 +46,7 @@ def guide(changes: dict[str, str]) -> str:
 
 def results(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
     """The exit code, and what --json prints, by the name of the check."""
-    code = check.main(["check", *COOKIE, "--timeout", "60", "--json", "--", *map(str, command)])
+    code = __main__.main(["check", *COOKIE, "--timeout", "60", "--json", "--", *map(str, command)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return code, {line["check"]: line for line in lines}
 
@@ -129,5 +129,5 @@ def test_a_mistake_is_found(
 @pytest.mark.windows
 def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        check.main(["check", *arguments])
+        __main__.main(["check", *arguments])
     assert says in capsys.readouterr().err

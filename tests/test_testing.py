@@ -130,24 +130,21 @@ def test_a_plugin_that_runs_already(tmp_path: Path) -> None:
 @pytest.mark.windows
 def test_a_plugin_that_does_not_start(text: str, error: str) -> None:
     says = "sys.stderr.write('its last words\\n'); sys.stderr.flush()\n"
-    plugin = start(script(says + text), HANDSHAKE, timeout=1 if "sleep" in text else 30)
-    with pytest.raises(PluginError) as raised, plugin:
-        pass
+    with pytest.raises(PluginError) as raised:
+        start(script(says + text), HANDSHAKE, timeout=1 if "sleep" in text else 30)
     assert error in str(raised.value)
     assert "its last words" in str(raised.value)
 
 
 def test_a_plugin_that_says_nothing() -> None:
-    plugin = start(script("import time; time.sleep(60)"), HANDSHAKE, timeout=0.5)
-    with pytest.raises(PluginError, match="timeout while waiting for plugin to start"), plugin:
-        pass
+    with pytest.raises(PluginError, match="timeout while waiting for plugin to start"):
+        start(script("import time; time.sleep(60)"), HANDSHAKE, timeout=0.5)
 
 
 @pytest.mark.windows
 def test_auto_mtls_needs_a_certificate_in_the_line() -> None:
-    plugin = start(script("print('1|1|tcp|127.0.0.1:1|grpc')"), HANDSHAKE, auto_mtls=True)
-    with pytest.raises(PluginError, match="no certificate"), plugin:
-        pass
+    with pytest.raises(PluginError, match="no certificate"):
+        start(script("print('1|1|tcp|127.0.0.1:1|grpc')"), HANDSHAKE, auto_mtls=True)
 
 
 def test_a_plugin_whose_certificate_is_another_one() -> None:
@@ -158,21 +155,19 @@ plugin = subprocess.Popen([sys.executable, {str(ROOT / "plugin.py")!r}], stdout=
 print("|".join([*plugin.stdout.readline().split("|")[:5], {stranger!r}]), flush=True)
 plugin.wait()
 """
-    plugin = start(script(swap), HANDSHAKE, auto_mtls=True, timeout=3)
-    with pytest.raises(PluginError, match="cannot connect to"), plugin:
-        pass
+    with pytest.raises(PluginError, match="cannot connect to"):
+        start(script(swap), HANDSHAKE, auto_mtls=True, timeout=3)
 
 
 def test_a_certificate_that_is_none() -> None:
-    plugin = start(script(f"print('1|1|tcp|127.0.0.1:1|grpc|{'A' * 60}')"), HANDSHAKE, auto_mtls=True)
-    with pytest.raises(PluginError, match="is not a certificate"), plugin:
-        pass
+    with pytest.raises(PluginError, match="is not a certificate"):
+        start(script(f"print('1|1|tcp|127.0.0.1:1|grpc|{'A' * 60}')"), HANDSHAKE, auto_mtls=True)
 
 
 @pytest.mark.windows
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), start([tmp_path / "nothing"], HANDSHAKE):
-        pass
+    with pytest.raises(FileNotFoundError):
+        start([tmp_path / "nothing"], HANDSHAKE)
 
 
 @pytest.mark.windows

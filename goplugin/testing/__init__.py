@@ -10,7 +10,7 @@ It is for tests. It does not watch over a plugin in use: it neither restarts it 
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from goplugin import launch
 from goplugin.address import Address
@@ -23,7 +23,6 @@ __all__ = ["Client", "Handshake", "PluginError", "attach", "parse_handshake", "s
 launch.release()  # this process is a host
 
 
-@contextlib.contextmanager
 def start(
     command: Sequence[str | os.PathLike[str]],
     handshake: HandshakeConfig,
@@ -33,10 +32,11 @@ def start(
     env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
     check_health: bool = True,
-) -> "Iterator[Client]":
-    """Start a plugin, in any language, and connect to it. At the end of the `with` it is ended as by Kill().
+) -> Client:
+    """Start a plugin, in any language, and connect to it. End it by a `with`, or by its `kill()`.
 
-    handshake: the plugin's; the host offers its protocol_versions. env: instead of os.environ.
+    handshake: the plugin's; the host offers its protocol_versions.
+    env: replaces the whole environment; to add to it, pass {**os.environ, "NAME": "value"}.
     timeout: seconds until the handshake line, and for the connection.
     check_health: False for a plugin that has no health service, without which hosts cannot ping it.
     PluginError if the plugin does not start as a host expects. OSError if the command cannot be run.
@@ -44,19 +44,28 @@ def start(
     client = Client(auto_mtls=auto_mtls)
     try:
         client.start(command, handshake, cwd, os.environ if env is None else env, timeout, check_health)
-        yield client
-    finally:
+    except BaseException:
         client.kill()
+        raise
+    return client
 
 
-@contextlib.contextmanager
-def attach(reattach_config: str, *, timeout: float = 60.0) -> "Iterator[Client]":
-    """Connect to a plugin that runs already: with --debug it prints such JSON. The plugin stays at the end."""
+def attach(reattach_config: str, *, timeout: float = 60.0) -> Client:
+    """Connect to a plugin that runs already: with --debug it prints such JSON. The plugin stays at the end.
+
+    timeout: seconds for the connection. PluginError if the plugin has ended, or does not answer.
+    """
     (config,) = json.loads(reattach_config).values()
     client = Client()
     try:
         address = Address(config["Addr"]["Network"], config["Addr"]["String"])
+        with contextlib.suppress(TimeoutError):
+            address.connect(timeout).close()
         client.connect(Handshake(config["ProtocolVersion"], address, b""), timeout, check_health=True)
-        yield client
-    finally:
+    except OSError as error:
         client.close()
+        raise PluginError(f"Reattachment process not found: nobody listens at {address.address} ({error})") from None
+    except BaseException:
+        client.close()
+        raise
+    return client

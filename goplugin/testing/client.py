@@ -1,5 +1,6 @@
 """A plugin as its host sees it."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import IO, Any
 
 import grpc
@@ -23,20 +25,23 @@ from goplugin.services import host_pb2, host_pb2_grpc
 from goplugin.services.broker import Broker
 from goplugin.testing.line import Handshake, parse_handshake
 from goplugin.testing.relays import RelayThread
-from goplugin.transport import ByCompanion, Plain
+from goplugin.transport import OPTIONS, ByCompanion, Plain
 from goplugin.workers import Workers
 
 KILL_GRACE = 2.0  # seconds that a plugin has to end by itself after Shutdown, as in client.go
 
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-
 
 class PluginError(Exception):
-    """The plugin did not do what a host expects of it. The text ends with the plugin's log."""
+    """The plugin did not do what a host expects of it. The text ends with the plugin's log.
+
+    exit_code: of the process; None if it runs.
+    """
+
+    exit_code: int | None = None
 
 
-class Client:
-    """A plugin as its host sees it (go-plugin's Client).
+class Client(contextlib.AbstractContextManager["Client"]):
+    """A plugin as its host sees it (go-plugin's Client). At the end of a `with` it is ended, by `kill`.
 
     channel: to the plugin. streams: the calls of stdio and broker, which every host keeps open.
     version: the app protocol version that both sides have in common.
@@ -60,12 +65,17 @@ class Client:
         self._process: subprocess.Popen[bytes] | None = None
         self.killed = False  # it did not end by itself
         self._first_line = queue.SimpleQueue[bytes]()
+        self._ended: Future[None] = Future()  # done when the process has ended
         self._readers: list[threading.Thread] = []
         self.streams: list[Any] = []
         self._connected = False
         self._relays: RelayThread | None = None
         self._workers: Workers | None = None
         self._folder = tempfile.mkdtemp(prefix="host")  # for sockets
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End the plugin."""
+        self.kill()
 
     @property
     def pid(self) -> int:
@@ -105,24 +115,27 @@ class Client:
         )
         self._in_thread(self._read_stdout, self._process.stdout)
         self._in_thread(self._read_stderr, self._process.stderr)
+        self._in_thread(self._await_end, self._process)
+        self._ended.add_done_callback(lambda _: self._first_line.put(b""))
+        atexit.register(self._at_exit, os.getpid())
         try:
             line = self._first_line.get(timeout=timeout)
         except queue.Empty:
-            raise self._error(f"timeout while waiting for plugin to start: no line in {timeout:g} s") from None
+            raise self.error(f"timeout while waiting for plugin to start: no line in {timeout:g} s") from None
         if not line:
-            raise self._error("plugin exited before we could connect: it closed its stdout without a line")
+            raise self.error("plugin exited before we could connect: there is no line on its stdout")
         self.handshake_line = line.decode(errors="replace").strip()
         try:
             parsed = parse_handshake(self.handshake_line)
         except ValueError as error:
-            raise self._error(str(error)) from None
+            raise self.error(str(error)) from None
         if parsed.version not in handshake.protocol_versions:
-            raise self._error(
+            raise self.error(
                 f"incompatible API version with plugin. Plugin version: {parsed.version},"
                 f" Client versions: {list(handshake.protocol_versions)}"
             )
         if self._certificate and not parsed.server_cert:
-            raise self._error("the host asked for AutoMTLS, and the handshake line has no certificate")
+            raise self.error("the host asked for AutoMTLS, and the handshake line has no certificate")
         self.connect(parsed, timeout, check_health)
 
     def connect(self, handshake: Handshake, timeout: float, check_health: bool) -> None:
@@ -134,20 +147,23 @@ class Client:
             try:
                 contexts = tls.contexts_for(handshake.server_cert, *self._certificate, self._folder)
             except ssl.SSLError as error:
-                raise self._error(f"the handshake line's sixth field is not a certificate: {error}") from None
+                raise self.error(f"the handshake line's sixth field is not a certificate: {error}") from None
             for context in (contexts.server, contexts.client):
                 context.set_ciphers("DEFAULT:@SECLEVEL=1")  # RSA keys of 1,024 bits, which Go accepts too
             self._relays = RelayThread(contexts, environment, self._folder)
             transport = ByCompanion(self._relays)
-        options = (*_OPTIONS, ("grpc.enable_http_proxy", 0))
+        options = (*OPTIONS, ("grpc.enable_http_proxy", 0))
         self.channel = transport.channel(grpc, transport.dial(handshake.address), options)
         self._workers = Workers(2, 64)
-        self.broker = Broker(transport, {"thread_pool": self._workers, "options": _OPTIONS, "interceptors": ()})
+        self.broker = Broker(transport, {"thread_pool": self._workers, "options": OPTIONS, "interceptors": ()})
         self._connected = True
+        self._ended.add_done_callback(lambda _: self.broker.close())  # nobody waits for the plugin's ids any more
         try:
-            grpc.channel_ready_future(self.channel).result(timeout)
+            self.cancel_at_end(grpc.channel_ready_future(self.channel)).result(timeout)
         except grpc.FutureTimeoutError:
-            raise self._error(f"cannot connect to {handshake.address.address} within {timeout:g} s") from None
+            raise self.error(f"cannot connect to {handshake.address.address} within {timeout:g} s") from None
+        except grpc.FutureCancelledError:
+            raise self.error(f"plugin exited before we could connect to {handshake.address.address}") from None
         if check_health:
             self._check_health(timeout)
         stdio: Any = host_pb2_grpc.GRPCStdioStub(self.channel).StreamStdio(empty_pb2.Empty())
@@ -164,8 +180,9 @@ class Client:
         go-plugin has no such timeout, and would wait. A second call does nothing.
         """
         if self._process and self._connected and self.exit_code is None:
-            with contextlib.suppress(grpc.RpcError):  # it has ended
-                host_pb2_grpc.GRPCControllerStub(self.channel).Shutdown(host_pb2.Empty(), timeout=timeout)
+            stub: Any = host_pb2_grpc.GRPCControllerStub(self.channel)
+            with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):  # it has ended
+                self.cancel_at_end(stub.Shutdown.future(host_pb2.Empty(), timeout=timeout)).result()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(KILL_GRACE)
         if self._process and self.exit_code is None:
@@ -177,6 +194,7 @@ class Client:
         """Let go of a plugin that has ended, or that was not started by us. A second call does nothing."""
         if self._process:
             self._process.wait()
+            atexit.unregister(self._at_exit)
         for stream in self.streams:
             stream.cancel()
         for reader in self._readers:
@@ -195,20 +213,53 @@ class Client:
             self._workers.shutdown(wait=False)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _at_exit(self, pid: int) -> None:
+        """Nobody has ended the plugin, and one in Go would run on. pid: of this process, not of a child by fork."""
+        if self._process and pid == os.getpid():
+            self._process.kill()
+
+    def cancel_at_end(self, call: Any) -> Any:
+        """Have a call, or another future of grpc, cancelled when the process ends, and return it.
+
+        Without this, it may wait longer: a child of the plugin's can hold the connection.
+        """
+        self._ended.add_done_callback(lambda _: call.cancel())
+        return call
+
+    def error(self, text: str) -> PluginError:
+        """Return an error with this text, how the process has ended, and its log."""
+        if self._process:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be about to say more
+                self._process.wait(1)
+                self._readers[1].join(1)
+        log = "".join(f"\n  {record.get('@level', '')}: {_text(record)}" for record in self.log)
+        ended = "" if self.exit_code is None else f" The plugin has ended, exit code {self.exit_code}."
+        error = PluginError(f"{text}.{ended}\nIts log:{log or ' (empty)'}")
+        error.exit_code = self.exit_code
+        return error
+
     def _check_health(self, timeout: float) -> None:
         stub: Any = health_pb2_grpc.HealthStub(self.channel)
         try:
-            health = stub.Check(health_pb2.HealthCheckRequest(service="plugin"), timeout=timeout)
+            call = stub.Check.future(health_pb2.HealthCheckRequest(service="plugin"), timeout=timeout)
+            health = self.cancel_at_end(call).result()
+        except grpc.FutureCancelledError:
+            raise self.error("plugin exited before its health service answered") from None
         except grpc.RpcError as error:
             said: Any = error
             reason = f"{said.code().name}: {said.details()}"
-            raise self._error(f'the health service does not answer for "plugin": {reason}') from None
+            raise self.error(f'the health service does not answer for "plugin": {reason}') from None
         if health.status != health_pb2.HealthCheckResponse.SERVING:
-            raise self._error('the health service says that "plugin" is not SERVING')
+            raise self.error('the health service says that "plugin" is not SERVING')
 
     def _in_thread(self, read: Callable[[Any], None], source: Any) -> None:
         self._readers.append(threading.Thread(target=read, args=(source,), daemon=True))
         self._readers[-1].start()
+
+    def _await_end(self, process: "subprocess.Popen[bytes]") -> None:
+        process.wait()
+        self._readers[0].join(0.5)  # the line may still be in the pipe; longer only if a child holds that
+        self._ended.set_result(None)
 
     def _read_stdout(self, pipe: IO[bytes]) -> None:
         self._first_line.put(pipe.readline(64 * 1024))
@@ -223,15 +274,6 @@ class Client:
             for message in messages:
                 is_stdout = message.channel == host_pb2.StdioData.Channel.STDOUT
                 (self.stdout if is_stdout else self.stderr).extend(message.data)
-
-    def _error(self, text: str) -> PluginError:
-        if self._process:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be about to say more
-                self._process.wait(1)
-                self._readers[1].join(1)
-        log = "".join(f"\n  {record.get('@level', '')}: {_text(record)}" for record in self.log)
-        ended = "" if self.exit_code is None else f" The plugin has ended, exit code {self.exit_code}."
-        return PluginError(f"{text}.{ended}\nIts log:{log or ' (empty)'}")
 
 
 def _later(source: "queue.SimpleQueue[Iterator[Any]]") -> Iterator[Any]:
