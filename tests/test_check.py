@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ EXTRA
 server.wait_for_termination()
 """
 HEALTH = "health_pb2_grpc.add_HealthServicer_to_server(servicer, server)"
+REFLECTION = "from grpc_reflection.v1alpha import reflection; reflection.enable_server_reflection"
 RIGHT = {"HEALTH": HEALTH, "CERT": "", "EXTRA": ""}
 
 
@@ -99,6 +101,7 @@ def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
             marks=pytest.mark.unix_only("the system does not tell what a process has left"),
         ),
         ({"CERT": "|" + "A" * 60}, "certificate", "though no AutoMTLS was asked for"),
+        ({"EXTRA": f"{REFLECTION}(['grpc.health.v1.Health'], server)"}, "services", "none of its own"),
     ],
 )
 @pytest.mark.windows
@@ -115,6 +118,72 @@ def test_a_mistake_is_found(
     assert found[name]["outcome"] == check.FAILED
     assert says in found[name]["text"]
     assert found[name]["cure"]
+
+
+def test_services_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By reflection; without it they are not known, which is said."""
+    monkeypatch.setattr(check, "PATIENCE", 1.0)
+    _, found = results(capsys, sys.executable, "-c", guide({"EXTRA": f"{REFLECTION}(['b.C', 'a.B'], server)"}))
+    assert (found["services"]["outcome"], found["services"]["text"]) == (check.OK, "a.B, b.C")
+    _, found = results(capsys, sys.executable, "-c", guide({}))
+    assert found["services"]["outcome"] == check.NOTE
+    assert "not known" in found["services"]["text"]
+
+
+@pytest.mark.windows
+def test_a_plugin_that_serves_only_health(capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{(ROOT / 'plugin.py').read_text(encoding='utf-8')}"
+    add = "    kv_pb2_grpc.add_KVServicer_to_server(KVServicer(), server)\n"
+    assert add in text
+    code, found = results(capsys, sys.executable, "-c", text.replace(add, ""))
+    assert code == 1
+    assert [name for name, one in found.items() if one["outcome"] != check.OK] == ["services"]
+    assert "none of its own" in found["services"]["text"]
+
+
+@pytest.mark.windows
+def test_a_wrong_package_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace(r"\x05proto", r"\x05wrong")
+        text = text.replace("proto.KV", "wrong.KV").replace(".proto.", ".wrong.")
+        (tmp_path / name).write_text(f"import sys; sys.path.append({str(ROOT)!r})\n{text}", encoding="utf-8")
+    _, found = results(capsys, sys.executable, tmp_path / "plugin.py")
+    assert found["services"]["text"] == "wrong.KV"
+
+
+ENDS = "sys.stderr.write('its last words\\\\n'); sys.stderr.flush(); os._exit(7)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"EXTRA": ENDS}, "starts"),
+        ({"EXTRA": f"import time; time.sleep(0.3); {ENDS}"}, "runs"),
+        ({"HEALTH": f"servicer.Check = lambda request, context: ({ENDS.replace('; ', ', ')})\n{HEALTH}"}, "runs"),
+    ],
+)
+@pytest.mark.windows
+def test_the_end_of_the_process_is_what_failed(
+    changes: dict[str, str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No wait goes on, and neither TLS nor the host's death is blamed."""
+    began = time.monotonic()
+    code, found = results(capsys, sys.executable, "-c", guide(changes))
+    assert time.monotonic() - began < 50  # with --timeout 60
+    assert code == 1
+    assert found[name]["outcome"] == found["AutoMTLS: starts"]["outcome"] == check.FAILED
+    assert "exit code 7" in found[name]["text"]
+    assert "its last words" in found[name]["text"]
+    assert found[name]["cure"].startswith("see the plugin's log")
+    assert "host dies" not in found
+
+
+def test_a_child_that_keeps_stderr_is_no_plugin_that_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    child = "subprocess.Popen(['sleep', '60'])"
+    began = time.monotonic()
+    _, found = results(capsys, sys.executable, "-c", guide({}).replace("    sys.exit(", f"    {child}; sys.exit("))
+    assert time.monotonic() - began < 50
+    assert found["by hand"]["outcome"] == check.OK
 
 
 @pytest.mark.parametrize(

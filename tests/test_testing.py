@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -114,6 +116,15 @@ def test_a_plugin_that_runs_already(tmp_path: Path) -> None:
     assert (tmp_path / "kv_a").exists()
 
 
+@pytest.mark.windows
+def test_a_plugin_that_has_ended_cannot_be_attached_to() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    config = {"Protocol": "grpc", "ProtocolVersion": 1, "Pid": 1, "Addr": {"Network": "tcp", "String": address}}
+    with pytest.raises(PluginError, match="Reattachment process not found: nobody listens at 127.0.0.1"):
+        attach(json.dumps({"x": config}))
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     {
@@ -134,6 +145,113 @@ def test_a_plugin_that_does_not_start(text: str, error: str) -> None:
         start(script(says + text), HANDSHAKE, timeout=1 if "sleep" in text else 30)
     assert error in str(raised.value)
     assert "its last words" in str(raised.value)
+
+
+ENDS = """
+import goplugin.aio
+import logging, os
+from grpc_health.v1 import health
+
+def end(*arguments):
+    logging.error("its last words")
+    os._exit(7)
+"""
+
+
+@AUTO_MTLS
+@pytest.mark.parametrize("when", ["connect", "health"])
+@pytest.mark.parametrize("file", ["plugin.py", "examples/asyncio/plugin.py"], ids=["threads", "asyncio"])
+@pytest.mark.windows
+def test_the_end_of_the_process_ends_the_wait(file: str, when: str, auto_mtls: bool) -> None:
+    """Before the host has connected, and at its first call."""
+    text = ENDS + (ROOT / file).read_text(encoding="utf-8")
+    if when == "connect":
+        text, changed = re.subn(r"(?:await )?plugin\.wait\(\)", "end()", text)
+    else:
+        text, changed = re.subn(r"(health_servicer = (\S*)\(\))", r"\2.Check = end; \1", text)
+    assert changed == 1
+    began = time.monotonic()
+    with pytest.raises(PluginError, match="The plugin has ended, exit code 7") as raised:
+        start(script(text), HANDSHAKE, auto_mtls=auto_mtls, timeout=60)
+    assert time.monotonic() - began < 30
+    assert raised.value.exit_code == 7
+    assert "its last words" in str(raised.value)
+
+
+# Ends, with a child that keeps what the host waits for: its stdout, or the socket at which it listens.
+LEAVES_A_CHILD = """
+import socket, subprocess
+listener = socket.create_server(("127.0.0.1", 0))
+if LINE:
+    print(f"1|1|tcp|127.0.0.1:{listener.getsockname()[1]}|grpc", flush=True)
+child = subprocess.Popen(["sleep", "60"], pass_fds=[listener.fileno()])
+open(PID, "w").write(str(child.pid))
+sys.stderr.write("its last words\\n")
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("line", [False, True], ids=["before the line", "after it"])
+def test_a_child_does_not_prolong_the_wait(line: bool, tmp_path: Path) -> None:
+    text = LEAVES_A_CHILD.replace("LINE", str(line)).replace("PID", repr(str(tmp_path / "pid")))
+    began = time.monotonic()
+    try:
+        with pytest.raises(PluginError, match="plugin exited before we could connect") as raised:
+            start(script(text), HANDSHAKE, timeout=60)
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert time.monotonic() - began < 30
+    assert "exit code 7" in str(raised.value)
+    assert "its last words" in str(raised.value)
+
+
+@AUTO_MTLS
+@pytest.mark.windows
+def test_the_end_of_the_process_ends_calls_and_dials(auto_mtls: bool) -> None:
+    with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
+        threading.Timer(0.5, psutil.Process(client.pid).kill).start()
+        with pytest.raises(grpc.RpcError) as raised:
+            probe(client, "sleep", 60)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(RuntimeError, match="the plugin is leaving"):
+            client.broker.dial(77)
+
+
+@AUTO_MTLS
+@pytest.mark.windows
+def test_without_with(auto_mtls: bool) -> None:
+    client = start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls)
+    assert probe(client, "echo", "x") == "x"
+    client.kill()
+    assert client.exit_code == 0
+
+
+def test_a_plugin_that_nobody_ends_ends_with_its_host(example: Callable[[str], Path], tmp_path: Path) -> None:
+    """One in Go, which would run on."""
+    host = f"""
+import os, goplugin.testing
+config = goplugin.HandshakeConfig([1], "BASIC_PLUGIN", "hello")
+client = goplugin.testing.start([{str(example("grpc/plugin-go-grpc"))!r}], config)
+if os.fork() == 0:
+    sys.exit()  # a child of the host is not the host
+os.wait()
+print(client.pid, client.exit_code)
+"""
+    run = subprocess.run(script(host), cwd=tmp_path, check=True, capture_output=True, text=True)
+    pid, exit_code = run.stdout.split()
+    assert exit_code == "None"
+    assert eventually(lambda: not psutil.pid_exists(int(pid)))
+
+
+@AUTO_MTLS
+@pytest.mark.windows
+def test_metadata_of_a_mebibyte(auto_mtls: bool) -> None:
+    """Go takes 16. What cannot pass would be RESOURCE_EXHAUSTED."""
+    with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
+        call: Any = client.channel.unary_unary("/probe.Probe/run")
+        code = "context.set_trailing_metadata([('back', dict(context.invocation_metadata())['there'])])"
+        answer = call.with_call(json.dumps(code).encode(), metadata=[("there", "x" * 2**20)], timeout=60)[1]
+        assert ("back", "x" * 2**20) in answer.trailing_metadata()
 
 
 def test_a_plugin_that_says_nothing() -> None:
