@@ -92,6 +92,10 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("installed", [False, True], ids=["copied", "installed"])
 def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed: bool) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (new / "tests" / "test_example.py").write_text(example)
     if installed:  # not goplugin's copy, but what .pth leads to, as an editable installation does
         (new / "goplugin").rename(tmp_path / "goplugin")
         env["PYTHONPATH"] = str(tmp_path)
@@ -101,7 +105,7 @@ def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed
     for command in commands:
         run = subprocess.run(["make", command], cwd=new, env=env, check=False, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr
-        assert {"test": "4 passed", "types": "Success"}.get(command, "") in run.stdout
+        assert {"test": "5 passed", "types": "Success"}.get(command, "") in run.stdout
     assert not (new / ".venv").exists()
     assert (Path(sys.prefix) / "bin" / "python").exists()  # only the link is gone
 

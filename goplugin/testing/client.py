@@ -158,11 +158,14 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self.broker = Broker(transport, {"thread_pool": self._workers, "options": OPTIONS, "interceptors": ()})
         self._connected = True
         self._ended.add_done_callback(lambda _: self.broker.close())  # nobody waits for the plugin's ids any more
+        before = set(threading.enumerate())
         try:
             self.cancel_at_end(grpc.channel_ready_future(self.channel)).result(timeout)
         except grpc.FutureTimeoutError:
             raise self.error(f"cannot connect to {handshake.address.address} within {timeout:g} s") from None
         except grpc.FutureCancelledError:
+            for thread in set(threading.enumerate()) - before:  # grpc's: it must not find the channel closed
+                thread.join(1)
             raise self.error(f"plugin exited before we could connect to {handshake.address.address}") from None
         if check_health:
             self._check_health(timeout)
@@ -199,10 +202,6 @@ class Client(contextlib.AbstractContextManager["Client"]):
             stream.cancel()
         for reader in self._readers:
             reader.join(KILL_GRACE)  # longer only if a child of the plugin's holds the pipes
-        if self._process and not any(reader.is_alive() for reader in self._readers):
-            for pipe in (self._process.stdout, self._process.stderr):
-                if pipe:
-                    pipe.close()
         if self._connected:
             self._connected = False
             self.broker.close()
@@ -217,6 +216,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         """Nobody has ended the plugin, and one in Go would run on. pid: of this process, not of a child by fork."""
         if self._process and pid == os.getpid():
             self._process.kill()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def cancel_at_end(self, call: Any) -> Any:
         """Have a call, or another future of grpc, cancelled when the process ends, and return it.
@@ -262,12 +262,14 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self._ended.set_result(None)
 
     def _read_stdout(self, pipe: IO[bytes]) -> None:
-        self._first_line.put(pipe.readline(64 * 1024))
-        self.after_handshake += pipe.read()
+        with pipe:
+            self._first_line.put(pipe.readline(64 * 1024))
+            self.after_handshake += pipe.read()
 
     def _read_stderr(self, pipe: IO[bytes]) -> None:
-        for line in pipe:
-            self.log.append(_record(line))
+        with pipe:
+            for line in pipe:
+                self.log.append(_record(line))
 
     def _read_stdio(self, messages: Any) -> None:
         with contextlib.suppress(grpc.RpcError):  # the plugin has ended, or has no such service
