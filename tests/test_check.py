@@ -69,6 +69,7 @@ def test_go_plugins_own(
     code, found = results(capsys, example("grpc/plugin-go-grpc"))
     assert code == 0
     assert {name for name, one in found.items() if one["outcome"] != check.OK} == {"host dies"}
+    assert found["services"]["text"] == "proto.KV"
 
 
 def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@
 It is for tests. It does not watch over a plugin in use: it neither restarts it nor limits what it may do.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ def start(
 ) -> Client:
     """Start a plugin, in any language, and connect to it. End it by a `with`, or by its `kill()`.
 
+    A plugin that nobody has ended is killed when this process exits.
     handshake: the plugin's; the host offers its protocol_versions.
     env: replaces the whole environment; to add to it, pass {**os.environ, "NAME": "value"}.
     timeout: seconds until the handshake line, and for the connection.
@@ -56,15 +56,17 @@ def attach(reattach_config: str, *, timeout: float = 60.0) -> Client:
     timeout: seconds for the connection. PluginError if the plugin has ended, or does not answer.
     """
     (config,) = json.loads(reattach_config).values()
+    address = Address(config["Addr"]["Network"], config["Addr"]["String"])
+    try:
+        address.connect(timeout).close()  # as client.go does; grpc would dial again and again
+    except OSError as error:
+        raise PluginError(
+            f"Reattachment process not found: nobody listens at {address.address} ({error});"
+            " start the plugin again with --debug, and attach by the line that it prints"
+        ) from None
     client = Client()
     try:
-        address = Address(config["Addr"]["Network"], config["Addr"]["String"])
-        with contextlib.suppress(TimeoutError):
-            address.connect(timeout).close()
         client.connect(Handshake(config["ProtocolVersion"], address, b""), timeout, check_health=True)
-    except OSError as error:
-        client.close()
-        raise PluginError(f"Reattachment process not found: nobody listens at {address.address} ({error})") from None
     except BaseException:
         client.close()
         raise

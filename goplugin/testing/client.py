@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO, Any
@@ -200,8 +201,9 @@ class Client(contextlib.AbstractContextManager["Client"]):
             atexit.unregister(self._at_exit)
         for stream in self.streams:
             stream.cancel()
+        end = time.monotonic() + KILL_GRACE
         for reader in self._readers:
-            reader.join(KILL_GRACE)  # longer only if a child of the plugin's holds the pipes
+            reader.join(max(0.0, end - time.monotonic()))  # longer only if a child of the plugin's holds the pipes
         if self._connected:
             self._connected = False
             self.broker.close()
