@@ -33,12 +33,15 @@ AUTO_MTLS = pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "A
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No process, thread, file descriptor or folder of a test stays behind."""
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process, thread, file descriptor or folder of a test stays behind. Other tests run beside it."""
+    folder = tempfile.TemporaryDirectory(prefix="t")  # pytest's has a long name; that of a socket has 107 bytes at most
+    monkeypatch.setattr(tempfile, "tempdir", folder.name)
+    monkeypatch.setenv("TMPDIR", folder.name)
 
     def left() -> tuple[Any, ...]:
         threads = {thread.name for thread in threading.enumerate()} - {"broker-timers"}
-        sockets = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("host")}
+        sockets = {name for name in os.listdir(folder.name) if name.startswith("host")}
         return len(psutil.Process().children(recursive=True)), threads, sockets
 
     def nothing_more() -> bool:
@@ -51,6 +54,7 @@ def nothing_is_left() -> Iterator[None]:
     yield
     assert eventually(nothing_more), left()
     assert descriptors() <= files + 4  # grpc keeps a few
+    folder.cleanup()
 
 
 def probe(client: Client, method: str, argument: Any = None) -> Any:
