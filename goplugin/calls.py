@@ -25,6 +25,8 @@ from goplugin.methods import (
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
+_OURS = (*ALWAYS, "/plugin.GRPC")
+
 _log = log.get_logger("goplugin")
 
 
@@ -137,7 +139,8 @@ class Calls(grpc.ServerInterceptor):
         aborted = isinstance(error, grpc.aio.AbortError) or (code and details is not None and not error.args)
         if aborted or (isinstance(error, grpc.RpcError) and not context.is_active()):
             return  # context.abort() raised it; or grpc, to say that the caller has left
-        context.abort(*status_of(error, context, method))
+        log_error(error, method)
+        context.abort(*status_of(error, context))
 
     def unfinished(self) -> list["Running"]:
         """Return the plugin's own handlers that still run."""
@@ -161,9 +164,13 @@ class Running:
         self._calls, self.context, self.method = calls, context, method
         self.since = time.monotonic()
 
+    def has_lost_its_caller(self) -> bool:
+        """Whether it is known that nobody waits for its response. A task that runs on is not told."""
+        return hasattr(self.context, "is_active") and not self.context.is_active()
+
     def __enter__(self) -> None:
         """Remember it, if it is the plugin's own."""
-        if not self.method.startswith((*ALWAYS, "/plugin.GRPC")):
+        if not self.method.startswith(_OURS):
             self._calls._running.add(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -181,30 +188,35 @@ def summary(running: Iterable[Running]) -> str:
         by_method[call.method].append(call)
     texts = []
     for method, calls in by_method.items():
-        lost = sum(not call.context.is_active() for call in calls)
+        lost = sum(call.has_lost_its_caller() for call in calls)
         age = now - min(call.since for call in calls)
         texts.append(f"{method} ({len(calls)} running, for up to {age:.1f} s, {lost} of them without their caller)")
     return ", ".join(texts)
 
 
-def status_of(error: BaseException, context: Any, method: str) -> tuple[grpc.StatusCode, str]:
-    """Log what a handler raised; return the status of its call."""
+def log_error(error: BaseException, method: str) -> None:
+    """Log what a handler raised."""
+    _log.error("%s: %s", method, text_of(error), exc_info=error)
+
+
+def status_of(error: BaseException, context: Any) -> tuple[grpc.StatusCode, str]:
+    """Return the status of a call whose handler raised it."""
+    code, details = context.code(), context.details() or text_of(error)
+    if isinstance(details, bytes):  # grpc's, for threads
+        details = details.decode()
+    return grpc.StatusCode.UNKNOWN if code in (None, grpc.StatusCode.OK) else code, details
+
+
+def text_of(error: BaseException) -> str:
+    """Return what the caller hears of it, as grpc words it."""
     name = type(error).__name__
     try:
-        text = str(error)
+        text = sendable(str(error))
     except Exception:  # noqa: BLE001 its __str__ raises
         text = "unprintable"
     if isinstance(error, Exception):
-        text = f"Exception calling application: {text or name}"
-    else:
-        text = f"{name}: {text}" if text else name
-    text = sendable(text)
-    _log.error("%s: %s", method, text, exc_info=error)
-    details = context.details() or text
-    if isinstance(details, bytes):  # grpc's, for threads
-        details = details.decode()
-    code = context.code()
-    return grpc.StatusCode.UNKNOWN if code in (None, grpc.StatusCode.OK) else code, details
+        return f"Exception calling application: {text or name}"
+    return f"{name}: {text}" if text else name
 
 
 def sendable(text: str) -> str:

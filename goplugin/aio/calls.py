@@ -28,7 +28,7 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
         """threads: for what must be heard whatever the plugin's own handlers do."""
         super().__init__(threads)
         self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
-        self._tasks: dict[asyncio.Future[Any], calls.Running | None] = {}  # of the plugin's own handlers; None: `def`
+        self._tasks: dict[asyncio.Task[Any], calls.Running | None] = {}  # of the plugin's own handlers; None: `def`
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:  # type: ignore[override]
         """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
@@ -66,42 +66,42 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
             threads = self._threads if always else self.workers
             behavior = _in_thread(self._in_this_thread(behavior, method, handler), handler, threads)
 
-        async def answered(request: Any, context: Context) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            context = Context(context, check)
+            task: Any = asyncio.current_task()
+            if not always:
+                self._tasks[task] = calls.Running(self, context, method) if on_loop else None
             try:
                 response = await behavior(request, context)
                 if not handler.response_streaming:
                     check(response)
-            except (grpc.aio.AbortError, asyncio.CancelledError):
+            except grpc.aio.AbortError:
                 raise
-            except BaseException as error:  # noqa: BLE001 SystemExit would end the loop
+            except asyncio.CancelledError as error:
+                await _answer_cancelled(error, context, method)
+            except BaseException as error:
                 self.leave_child(error)
-                await context.abort(*calls.status_of(error, context, method))
+                calls.log_error(error, method)
+                await context.abort(*calls.status_of(error, context))
+                raise
             finally:
                 calls.check_health(method, request, context)
+                self._tasks.pop(task, None)
                 self.leave_child()
             return response
 
-        async def guarded(request: Any, context: Any) -> Any:
-            context = Context(context, check)
-            # A task of its own shows who cancels it: grpc, because the caller has left, or the handler itself.
-            task = asyncio.ensure_future(answered(request, context))
-            if not always:
-                self._tasks[task] = calls.Running(self, context, method) if on_loop else None
-                task.add_done_callback(self._tasks.pop)
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError:
-                    context.left = True
-                    task.cancel()
-            try:
-                return task.result()
-            except asyncio.CancelledError as error:
-                if context.left:
-                    raise
-                await context.abort(*calls.status_of(error, context, method))
-
         return handler._replace(request_deserializer=methods.parser_of(handler, method), **{name: guarded})
+
+
+async def _answer_cancelled(error: BaseException, context: "Context", method: str) -> None:
+    """End a call whose task was cancelled: by grpc, because the caller has left, or by the handler itself."""
+    try:
+        await context.abort(*calls.status_of(error, context))
+    except grpc.aio.AbortError:  # the caller is there
+        calls.log_error(error, method)
+        raise
+    except grpc.aio.BaseError:
+        raise error from None
 
 
 def _in_thread(behavior: Any, handler: Any, threads: Executor | None) -> _Behavior:
@@ -141,15 +141,10 @@ class Context:
 
     def __init__(self, context: Any, check: Callable[[Any], None]) -> None:
         self._context, self._check = context, check
-        self.left = False  # the caller
 
     def __getattr__(self, name: str) -> Any:
         """Take all else from grpc's context."""
         return getattr(self._context, name)
-
-    def is_active(self) -> bool:
-        """Whether the caller is still there."""
-        return not self.left
 
     async def write(self, message: Any) -> None:
         """Send a message of a stream."""
