@@ -86,22 +86,55 @@ def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
             assert (ROOT / (stem + ending)).read_text() == (tmp_path / (stem + ending)).read_text()
 
 
-def test_protos_in_folders_that_import_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["", "proto/"], ids=["as imported", "buf's layout"])
+def test_protos_in_folders_that_import_each_other(tmp_path: Path, root: str) -> None:
     """`make protos` generates them all, but for goplugin's and those of tests."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "starter" / "Makefile", tmp_path)
     shutil.copy(ROOT / "venv.mk", tmp_path)
-    files = {"a.proto": "", "one/b.proto": 'import "a.proto";', "one/two/c.proto": 'import "one/b.proto";'}
-    for name in (*files, "goplugin/services/x.proto", "tests/y.proto"):
+    files = {"a/v1/a.proto": "", "one/b.proto": 'import "a/v1/a.proto";', "one/v1/c.proto": 'import "one/b.proto";'}
+    if not root:
+        files |= {"proto/d.proto": 'import "proto/e.proto";', "proto/e.proto": 'import "one/b.proto";'}  # go-plugin's
+    for name in (*(root + name for name in files), "goplugin/services/x.proto", "tests/y.proto"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        text = f'syntax = "proto3"; package {Path(name).stem}; {files.get(name, "")} message M {{}} service S {{}}'
-        (tmp_path / name).write_text(text)
+        text = f'syntax = "proto3"; package {Path(name).stem}; {files.get(name.removeprefix(root), "")}'
+        (tmp_path / name).write_text(f"{text} message M {{}} service S {{}}")
     shutil.copy(ROOT / "requirements-dev.txt", tmp_path)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     make = ["make", "--old-file=.venv/running", "--old-file=.venv/developing", "protos"]
     subprocess.run(make, cwd=tmp_path, check=True)
     generated = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*_pb2*.py")}
     assert generated == {name.replace(".proto", end) for name in files for end in ("_pb2.py", "_pb2_grpc.py")}
-    subprocess.run([sys.executable, "-c", "import one.two.c_pb2_grpc"], cwd=tmp_path, check=True)
+    for name in files:
+        module = name.replace("/", ".").replace(".proto", "_pb2_grpc")
+        subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.slow
+def test_a_venv_that_works_is_used_as_it_is(tmp_path: Path) -> None:
+    """One that uv made, say, which has no pip; also after an installation has failed, but not after a broken one."""
+    shutil.copy(ROOT / "venv.mk", tmp_path / "Makefile")
+    venvs.make(tmp_path / ".venv")
+    own = tmp_path / ".venv" / "own"
+    own.touch()
+
+    def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = ["make", *arguments, ".venv/running"]
+        return subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("iniconfig<0\n")
+    failed = make()
+    assert failed.returncode != 0
+    assert "No matching distribution found for iniconfig" in failed.stderr
+    requirements.write_text("iniconfig\n")
+    assert make().stdout == "Installing -r requirements.txt: the first time about half a minute ...\n"
+    subprocess.run([tmp_path / ".venv" / "bin" / "python", "-c", "import iniconfig"], check=True)
+    assert make().stdout == "make: '.venv/running' is up to date.\n"
+    assert own.exists()
+    (tmp_path / ".venv" / "running").rename(tmp_path / ".venv" / "interrupted")
+    assert "(an installation was interrupted)" in make(f"PYTHON={sys.executable}").stdout
+    assert not own.exists()
+    assert {path.name for path in (tmp_path / ".venv").iterdir()} >= {"bin", "running"}
 
 
 def test_demo_prints_what_readme_shows(world: World) -> None:
