@@ -9,14 +9,22 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit(f"This plugin needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
 
-from goplugin import launch  # noqa: F401 first: the rest imports grpc
+from goplugin import launch, log  # first: the rest imports grpc
+from goplugin.state import STATE
+
+try:
+    import grpc  # noqa: F401
+except ModuleNotFoundError as missing:
+    if not STATE.by_host:  # else the log says it, of any module
+        missing.msg += log.ADVICE
+    raise
+
 from goplugin.companion.tls import TLSFiles
 from goplugin.handshake import HandshakeConfig
 from goplugin.log import HclogHandler
 from goplugin.plugin import Plugin
 from goplugin.services.accepted import Accepted
 from goplugin.services.broker import Broker
-from goplugin.state import STATE
 from goplugin.version import __version__
 from goplugin.workers import Workers
 

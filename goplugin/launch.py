@@ -242,6 +242,8 @@ elif STATE.by_host:
     # Nothing that is imported is garbage: looking for some would take a twentieth of the start.
     gc.disable()
     take_over()
+elif DEBUG in sys.argv:
+    log.let_info_pass()
 
 # The plugin's code may fork. grpc's own support for forks can crash the child, and logs each fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

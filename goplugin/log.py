@@ -25,6 +25,9 @@ from goplugin.state import STATE
 
 LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
 
+# Said of a module that is missing. That named grpc is in the package grpcio, so "pip install grpc" would be wrong.
+ADVICE = f" (is it installed for {sys.executable}? pip install -r requirements.txt installs what the plugin needs)"
+
 _TRACE = 5
 _LEVELS = {"trace": _TRACE, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
 _LEVELS |= {"warning": logging.WARNING, "error": logging.ERROR, "off": logging.CRITICAL + 1}
@@ -44,12 +47,17 @@ def get_logger(name: str) -> logging.Logger:
 def take_over() -> None:
     """Log from now on, in the host's log, our own records and whatever ends the plugin."""
     send_to(HclogHandler())
-    if logging.root.level == logging.WARNING:  # as Python sets it; a level that the plugin's code sets later stays
-        logging.root.setLevel(logging.INFO)
+    let_info_pass()
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
     atexit.register(_log_exit_text)
+
+
+def let_info_pass() -> None:
+    """Set the root logger's level to info. At import: a level that the plugin's code sets later stays."""
+    if logging.root.level == logging.WARNING:  # as Python sets it
+        logging.root.setLevel(logging.INFO)
 
 
 def give_back() -> None:
@@ -228,9 +236,8 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
     if STATE.failed:
         return  # it was logged early
     STATE.failed = True
-    text = _summary(kind, error)
-    advice = f" (is it installed for {sys.executable}?)" if isinstance(error, ModuleNotFoundError) else ""
-    get_logger("goplugin").critical("the plugin ends: %s%s", text, advice, exc_info=(kind, error, trace))
+    text = _summary(kind, error) + ADVICE * isinstance(error, ModuleNotFoundError)
+    get_logger("goplugin").critical("the plugin ends: %s", text, exc_info=(kind, error, trace))
     STATE.outputs.tell_host(text)
 
 

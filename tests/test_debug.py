@@ -108,3 +108,16 @@ def test_it_logs_for_a_person(world: World) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=5)
     assert err.decode() == f"DEBUG:goplugin:{world.serves}\nDEBUG:goplugin:leaving: Ctrl-C\n"
+
+
+@pytest.mark.parametrize("level", ["", "WARNING"])
+def test_the_plugins_records_for_a_person(world: World, level: str) -> None:
+    """From info on, as under a host; a level that the plugin's code sets stays."""
+    script = world.folder / "plugin.py"
+    lines = ["import goplugin, logging", f"level = {level!r}", "if level:", "    logging.root.setLevel(level)"]
+    lines += ["goplugin.Plugin(goplugin.HandshakeConfig([1], 'A', 'b'))"]
+    lines += [f"logging.getLogger('own').{name}('said')" for name in ("debug", "info", "warning")]
+    script.write_text("\n".join(lines))
+    _, err = world.run(sys.executable, script, "--debug").communicate(timeout=30)
+    said = [line for line in err.decode().splitlines() if ":own:" in line]
+    assert said == ["INFO:own:said"] * (not level) + ["WARNING:own:said"]
