@@ -76,7 +76,7 @@ bench: .venv/running go
 	.venv/bin/python bench/bench.py
 
 clean:
-	rm -rf .venv .venv-protos .hosts .windows demo build dist *.pyz *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
+	rm -rf .venv .venv-protos .hosts .windows demo build dist *.pyz *.whl *.egg-info *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/testing: .venv/developing tests/requirements.txt

@@ -64,6 +64,20 @@ def test_what_is_in_the_wheel_and_the_sdist(built: Path) -> None:
     assert not [name for name in inside if name.startswith(("tests", "bench", "plugin.py"))]
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_what_pip_wheel_leaves(built: Path, tmp_path: Path) -> None:
+    """README's command: git does not see the wheel, and `make clean` removes it."""
+    project = tmp_path / "project"
+    shutil.copytree(built / "source", project)
+    for command in ("git init -q", "git add .", f"{sys.executable} -m pip wheel -q --no-deps --no-build-isolation ."):
+        subprocess.run(command.split(), cwd=project, check=True)
+    assert len(list(project.glob("*.whl"))) == 1
+    status = subprocess.run(["git", "status", "-s"], cwd=project, check=True, capture_output=True, text=True).stdout
+    assert not [line for line in status.splitlines() if not line.startswith("A ")]
+    subprocess.run(["make", "clean"], cwd=project, check=True)
+    assert not list(project.glob("*.whl"))
+
+
 def logs(host: Host, text: str) -> bool:
     return any(text in record["@message"] for record in host.log())
 

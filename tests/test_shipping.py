@@ -1,13 +1,16 @@
-"""The README's "Shipping it", done literally: one executable file, that a Go host starts."""
+"""The guide's "Shipping it", done literally: a path, or one executable file, that a Go host starts."""
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from harness import PLUGINS, ROOT, World, eventually
+import venvs
+from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 
 from docs import console_block
@@ -52,6 +55,67 @@ def test_one_file(world: World, one_file: Path, way: str) -> None:
         host = world.host(cmd=[str(started)])
     host.ask("start")
     host.process.kill()  # and the plugin leaves too, or the test fails
+
+
+def shown(start: str) -> str:
+    """The one listing of the guide that begins so."""
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    (listing,) = re.findall(rf"^```[a-z]+\n({re.escape(start)}.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    return str(listing)
+
+
+@pytest.fixture
+def project(world: World) -> Path:
+    """What is shipped: plugin.py, its generated code, and goplugin."""
+    del world.env["PYTHONPATH"]
+    folder = world.folder / "project"
+    folder.mkdir()
+    for file in (ROOT / "kv_pb2.py", ROOT / "kv_pb2_grpc.py", ROOT / "plugin.py"):
+        shutil.copy(file, folder)
+    shutil.copytree(ROOT / "goplugin", folder / "goplugin", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # pip may take long
+@pytest.mark.plain_only("a venv for it takes long, and knows nothing of it")
+def test_the_path_that_pip_makes(world: World, project: Path) -> None:
+    (project / "pyproject.toml").write_text(shown("[project]"))
+    (project / "tests").mkdir()
+    (project / "tests" / "test_plugin.py").touch()
+    python = venvs.make(world.folder / "venv")
+    venvs.install(python, "-c", ROOT / "constraints.txt", project)
+    shutil.rmtree(project)
+    assert not list(world.folder.glob("venv/**/test_plugin.py"))
+    host = world.started(cmd=[str(python.parent / "notes")], auto_mtls=True)
+    put(host, "k", b"v")
+    assert get(host, "k") == b"v" + SUFFIX
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # uv downloads into an empty cache
+def test_the_path_that_uv_makes(world: World, project: Path) -> None:
+    plugin = project / "plugin.py"
+    plugin.write_text(shown("#!/usr/bin/env -S uv") + plugin.read_text().partition("\n")[2])
+    plugin.chmod(0o755)
+    world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
+    world.env["UV_CACHE_DIR"] = str(world.folder / "cache")
+    before = world.env.copy()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        world.env["UV_DEFAULT_INDEX"] = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(CallError, match="timeout while waiting for plugin to start"):
+            world.host(cmd=[str(plugin)], start_timeout=1).ask("start")
+        subprocess.run(["uv", "sync", "-q", "--script", plugin], env=before, check=True)
+        for command in ([str(plugin)], ["uv", "run", str(plugin)]):
+            host = world.started(cmd=command)  # without asking for packages
+            put(host, "k", b"v")
+            assert get(host, "k") == b"v" + SUFFIX
+            assert host.ask("kill")["seconds"] < 1.9
+    host = world.started(cmd=[str(plugin)])
+    host.process.kill()  # and the plugin leaves too, or the test fails
+    for lock in world.temporary.glob("uv-*.lock"):  # uv's own, which it leaves
+        lock.unlink()
 
 
 @pytest.fixture(scope="module")
