@@ -9,7 +9,7 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit(f"This plugin needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
 
-from goplugin import launch, log  # first: the rest imports grpc
+from goplugin import launch, log  # noqa: F401 launch is first: the rest imports grpc
 from goplugin.state import STATE
 
 try:

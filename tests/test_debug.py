@@ -110,6 +110,8 @@ def test_it_logs_for_a_person(world: World) -> None:
     assert err.decode() == f"DEBUG:goplugin:{world.serves}\nDEBUG:goplugin:leaving: Ctrl-C\n"
 
 
+@pytest.mark.threads_only("a script of its own")
+@pytest.mark.grpcio_only("a script of its own")
 @pytest.mark.parametrize("level", ["", "WARNING"])
 def test_the_plugins_records_for_a_person(world: World, level: str) -> None:
     """From info on, as under a host; a level that the plugin's code sets stays."""
