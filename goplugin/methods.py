@@ -102,7 +102,8 @@ def response_check(handler: Any, method: str) -> Callable[[Any], None]:
     protobuf would serialize a message of any other type, and the host would take it for the right one.
     """
     expected = ""
-    if getattr(handler.response_serializer, "__name__", "") == "SerializeToString":
+    generated = getattr(handler.response_serializer, "__name__", "") == "SerializeToString"
+    if generated and service_of(method) not in REFLECTION:
         from google.protobuf import descriptor_pool
 
         with contextlib.suppress(KeyError):  # its description is in a pool of its own
