@@ -25,7 +25,7 @@ from goplugin.methods import (
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
-_OURS = (*ALWAYS, "/plugin.GRPC")
+OURS = (*ALWAYS, "/plugin.GRPC")
 
 _log = log.get_logger("goplugin")
 
@@ -99,7 +99,7 @@ class Calls(grpc.ServerInterceptor):
         if hasattr(behavior, "experimental_thread_pool"):
             return handler  # one of our own, see services/__init__.py
         guarded: Any = self._in_this_thread(behavior, method, handler)
-        if method.startswith(ALWAYS):
+        if method.startswith(OURS):  # of ours only where another interceptor has wrapped it
             guarded.experimental_thread_pool = self._threads
         return handler._replace(request_deserializer=parser_of(handler, method), **{name: guarded})
 
@@ -170,7 +170,7 @@ class Running:
 
     def __enter__(self) -> None:
         """Remember it, if it is the plugin's own."""
-        if not self.method.startswith(_OURS):
+        if not self.method.startswith(OURS):
             self._calls._running.add(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -72,6 +72,42 @@ def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> 
             stuck.result()
 
 
+WRAPPING = """\
+import goplugin, grpc, plugin
+class Wraps(grpc.ServerInterceptor):
+    def intercept_service(self, continuation, details):
+        handler = continuation(details)
+        for name in handler._fields[4:] if handler else ():
+            if call := getattr(handler, name):
+                handler = handler._replace(**{name: lambda request, context, call=call: call(request, context)})
+        return handler
+make = goplugin.Plugin
+def wrapping(*arguments, **options):
+    made = make(*arguments, **options)
+    made.server_arguments['interceptors'] += (Wraps(),)
+    made.server_arguments['thread_pool']._max = 10
+    return made
+goplugin.Plugin = wrapping
+import probe_plugin
+probe_plugin.main()
+"""
+
+
+@pytest.mark.threads_only("a script for threads")
+@pytest.mark.grpcio_only("pygrpc-native has one pool for all")
+def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> None:
+    script = world.folder / "wrapping.py"
+    script.write_text(WRAPPING)
+    world.env["PYTHONPATH"] += ":" + str(PLUGINS)
+    host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
+    host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=12)
+    time.sleep(0.5)
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        probe.do(host, "echo", 1, seconds=0.5)
+    assert host.ask("kill")["seconds"] < 4
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+
+
 @pytest.mark.threads_only("a script for threads")
 def test_the_limit_can_be_raised(world: World) -> None:
     """As docs/guide.md says."""

@@ -57,7 +57,7 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
 
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = methods.behavior_of(handler)
-        always = method.startswith(calls.ALWAYS) or hasattr(behavior, "experimental_thread_pool")
+        always = method.startswith(calls.OURS)
         check = methods.response_check(handler, method)
         on_loop = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
         if inspect.isasyncgenfunction(behavior):
