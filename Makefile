@@ -4,7 +4,7 @@ help:
 	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=one of examples/]"
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
-	@echo "make hosts     build tflint and OpenTofu, for the tests of the examples: 5 minutes, once; HOSTS=vault builds Vault"
+	@echo "make hosts     build the hosts for the tests of the examples, except Vault (HOSTS=vault): 7 minutes, once"
 	@echo "make windows   run tests in Python for Windows, under Wine; it installs both: 10 minutes"
 	@echo "make lint      check style and types"
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
@@ -26,7 +26,7 @@ test-all: .venv/testing hosts newest-python
 	.venv/bin/pytest -m slow
 
 # Programs that the examples are plugins of. `terraform` is taken from PATH, if it is there.
-HOSTS ?= tflint tofu
+HOSTS ?= tflint tofu grafana-client grafana-twin
 hosts: go
 	@sh tests/hosts.sh $(HOSTS)
 

@@ -1,6 +1,6 @@
 """Each example, by the commands of its README: copied into an empty folder, changed, tested, and run by its host.
 
-test_terraform.py, test_tflint.py and test_vault.py have what else these hosts ask of a plugin.
+test_grafana.py, test_terraform.py, test_tflint.py and test_vault.py have what else these hosts ask of a plugin.
 """
 
 import os
@@ -35,7 +35,10 @@ def test_text_files_have_an_encoding() -> None:
     subprocess.run([sys.executable, "-m", "ruff", "check", *rule, "examples", "starter"], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize(("name", "file"), [("tflint", "tflint.proto"), ("vault", "sdk/plugin/pb/backend.proto")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("grafana", "backend.proto"), ("tflint", "tflint.proto"), ("vault", "sdk/plugin/pb/backend.proto")],
+)
 def test_protos_of_other_projects_without_go(world: World, name: str, file: str) -> None:
     subprocess.run(["make", "new", f"DIR={world.folder / name}", f"FROM={name}"], cwd=ROOT, check=True)
     paths = world.env["PATH"].split(os.pathsep)

@@ -1,0 +1,65 @@
+"""The plugin's folder, as Grafana wants it: `make launcher` while you develop it, `make dist` for everybody else."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+
+from standalone import ADDRESS, EXECUTABLE, FOLDER, HERE, ID, MANIFEST
+
+ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+MACHINE = platform.machine()
+TARGET = f"{platform.system().lower()}_{ARCHITECTURES.get(MACHINE, MACHINE)}"  # as Go says, and so Grafana
+
+LAUNCHER = """\
+#!/bin/sh
+# Grafana starts this. It runs plugin.py, or says where one runs that a person has started with -standalone.
+{{
+    read -r address <"${{0%/*}}/standalone.txt"
+    read -r pid <"${{0%/*}}/pid.txt"
+    address=${{{ADDRESS}:-$address}}
+    if [ -n "$address" ] && {{ [ -z "$pid" ] || kill -0 "$pid"; }}; then
+        echo "1|2|tcp|$address|grpc"
+        # Until that one ends, or Grafana, which reads this.
+        while sleep 1 >&- && {{ [ -z "$pid" ] || kill -0 "$pid"; }} && echo "it runs"; do :; done
+        exit
+    fi
+}} 2>/dev/null
+exec "{HERE}/.venv/bin/python" "{HERE}/plugin.py" "$0"
+"""
+
+
+def prepare(version: str) -> None:
+    """Write what the folder has besides the executables. What the front end's build made goes there too."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    manifest = {**MANIFEST, "info": {**MANIFEST["info"], "version": version}}
+    (FOLDER / "plugin.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def launcher() -> None:
+    """Write a script that runs plugin.py here, and say how Grafana finds it."""
+    prepare(MANIFEST["info"]["version"])
+    script = FOLDER / f"{EXECUTABLE}_{TARGET}"
+    script.unlink(missing_ok=True)
+    script.write_text(LAUNCHER.format(ADDRESS=ADDRESS, HERE=HERE), encoding="utf-8", newline="")
+    script.chmod(0o755)
+    print(f"export GF_PATHS_PLUGINS='{FOLDER.parent}' GF_PLUGINS_ALLOW_LOADING_UNSIGNED_PLUGINS={ID}")
+
+
+def dist(version: str) -> None:
+    """Add what this kind of machine runs, which needs no Python, and pack all that is there."""
+    prepare(version)
+    build, name, library = HERE / "build", f"{EXECUTABLE}_{TARGET}", f"lib_{TARGET}"
+    (FOLDER / name).unlink(missing_ok=True)
+    shutil.rmtree(FOLDER / library, ignore_errors=True)
+    freeze = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR", "--name", name]
+    folders = ["--distpath", build, "--workpath", build / "work", "--specpath", build, "--contents-directory", library]
+    subprocess.run([*freeze, *folders, HERE / "plugin.py"], check=True)
+    shutil.copytree(build / name, FOLDER, dirs_exist_ok=True, symlinks=True)
+    shutil.make_archive(str(FOLDER.parent / f"{ID}-{version}"), "zip", FOLDER.parent, ID)
+    print(f"dist/{ID}-{version}.zip, for: {', '.join(sorted(path.name for path in FOLDER.glob(f'{EXECUTABLE}_*')))}")
+
+
+if __name__ == "__main__":
+    launcher() if sys.argv[1] == "launcher" else dist(sys.argv[1])

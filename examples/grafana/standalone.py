@@ -1,0 +1,50 @@
+"""A plugin that a person starts, under a debugger say, and Grafana finds: as with Grafana's SDK for Go.
+
+Two files in the plugin's folder say where it is, standalone.txt and pid.txt. The launcher there reads them.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+import goplugin
+
+HERE = Path(__file__).resolve().parent
+MANIFEST = json.loads((HERE / "plugin.json").read_text(encoding="utf-8"))
+ID, EXECUTABLE = MANIFEST["id"], MANIFEST["executable"]
+FOLDER = HERE / "dist" / ID  # what Grafana's plugin folder has
+ADDRESS = "GF_PLUGIN_GRPC_ADDRESS_" + ID.upper().replace("-", "_")  # a variable, HOST:PORT: for plugin and launcher
+
+
+def serve(add_to_server: Callable[[Any], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    logging.basicConfig(level=logging.INFO)
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+    server = grpc.server(goplugin.Workers(), options=options)
+    add_to_server(server)
+    host, _, port = os.environ.get(ADDRESS, "127.0.0.1:0").rpartition(":")
+    number = server.add_insecure_port(f"{host}:{port}")
+    server.start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    files = {FOLDER / "standalone.txt": f"{host}:{number}", FOLDER / "pid.txt": str(os.getpid())}
+    try:
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8")
+        # End the plugin that Grafana runs now. Within a second Grafana runs the launcher again, which reads the files.
+        subprocess.run(["pkill", "-f", f"{re.escape(str(FOLDER / EXECUTABLE))}_"], check=False)
+        print(f"{ID} serves at {host}:{number}. Ctrl-C ends it.", flush=True)
+        server.wait_for_termination()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for path in files:
+            path.unlink(missing_ok=True)
+        server.stop(None)
