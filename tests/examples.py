@@ -83,7 +83,7 @@ def programs(*names: str) -> list[Any]:
     for name in names:
         built = HOSTS / name
         path = str(built) if built.exists() else shutil.which(name)
-        reason = f"{name} is not there: `make hosts` builds all that can be built but vault, `make hosts HOSTS=vault` that"
+        reason = f"{name} is not there: `make hosts` builds all but vault and terraform, `make hosts HOSTS=vault` vault"
         found.append(pytest.param(path, id=name, marks=[pytest.mark.skipif(not path, reason=reason)]))
     return found
 

@@ -52,9 +52,10 @@ class API:
         return list(self._get(f"sensors/{urllib.parse.quote(name, safe='')}?{query}"))
 
     def _get(self, path: str) -> Any:
-        request = urllib.request.Request(f"{self.url}/{path}", headers={"Authorization": f"Bearer {self.token}"})  # noqa: S310
+        request = urllib.request.Request(f"{self.url}/{path}")  # noqa: S310 it is http or https
+        request.add_unredirected_header("Authorization", f"Bearer {self.token}")  # only for this host
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310 it is http or https
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310
                 return json.load(response)
         except urllib.error.HTTPError as error:
             with error:

@@ -1,224 +1,30 @@
 #!/usr/bin/env python3
-"""The backend of a data source for Grafana: the values of sensors. Grafana starts it; README.md shows how.
+"""The backend of a data source for Grafana: the values of sensors. source.py is what it does.
 
-To debug it, start it by hand, and Grafana finds it:
+Grafana starts this program by itself; README.md shows how it is found. To debug it:
 
     python plugin.py -standalone
 """
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
 
-import json
-import logging
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import grpc
-import prometheus_client
-import pyarrow as pa
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-import backend_pb2 as pb
 import backend_pb2_grpc
-import frames
-from api import API, APIError
-
-_log = logging.getLogger("sensors")  # the records reach Grafana's log, with their level
-_queries = prometheus_client.Counter("sensors_queries", "Queries for the values of a sensor.", ["status"])
+from source import DataSource
 
 # Grafana's, from backend/grpcplugin/handshake.go of its SDK: the same for plugins of all kinds.
 HANDSHAKE = goplugin.HandshakeConfig(
     protocol_versions=[2], magic_cookie_key="grafana_plugin_type", magic_cookie_value="datasource"
 )
 
-LIVE = "live/"  # the channel ds/UID/live/SENSOR has the latest value, again and again
-CHUNK = 1000  # rows of a frame, or lines of an export, in one message
-JSON = pb.DataFrameFormat.JSON
-
-
-class DataSource(
-    backend_pb2_grpc.DiagnosticsServicer,
-    backend_pb2_grpc.DataServicer,
-    backend_pb2_grpc.ResourceServicer,
-    backend_pb2_grpc.StreamServicer,
-):
-    """What Grafana asks of a data source. One process serves all data sources of this kind, and all calls at once."""
-
-    def __init__(self, interval: float = 1.0) -> None:
-        """interval: seconds between two live values."""
-        self.interval = interval
-
-    def CheckHealth(self, request: pb.CheckHealthRequest, context: grpc.ServicerContext) -> pb.CheckHealthResponse:
-        """Say whether the settings are right, when the user clicks Save & test."""
-        try:
-            sensors = api_of(request).sensors()
-        except APIError as error:
-            _log.warning("not healthy", extra={"reason": str(error)})  # never the token
-            return pb.CheckHealthResponse(status=pb.CheckHealthResponse.ERROR, message=str(error))
-        details = json.dumps({"sensors": len(sensors)}).encode()
-        message = f"It works: there are {len(sensors)} sensors"
-        return pb.CheckHealthResponse(status=pb.CheckHealthResponse.OK, message=message, jsonDetails=details)
-
-    def CollectMetrics(
-        self, request: pb.CollectMetricsRequest, context: grpc.ServicerContext
-    ) -> pb.CollectMetricsResponse:
-        """Return this process's metrics, for Grafana's /metrics/plugins/ID."""
-        metrics = pb.CollectMetricsResponse.Payload(prometheus=prometheus_client.generate_latest())
-        return pb.CollectMetricsResponse(metrics=metrics)
-
-    def QueryData(self, request: pb.QueryDataRequest, context: grpc.ServicerContext) -> pb.QueryDataResponse:
-        """Answer the queries of a panel, or of an alert rule. If one fails, the others do not."""
-        encode = frames.to_json if request.format == JSON else frames.to_arrow
-        response = pb.QueryDataResponse()
-        for query in request.queries:
-            answer = response.responses[query.refId]
-            answer.format = request.format
-            try:
-                answer.frames.append(encode(frame_of(request, query)))
-                answer.status = 200
-            except APIError as error:
-                answer.error, answer.status, answer.errorSource = str(error), error.status, "downstream"
-        return response
-
-    def QueryChunkedData(
-        self, request: pb.QueryChunkedDataRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.QueryChunkedDataResponse]:
-        """Answer the same in pieces; Grafana calls this experimental."""
-        for query in request.queries:
-            try:
-                frame = frame_of(request, query)
-            except APIError as error:
-                yield pb.QueryChunkedDataResponse(refId=query.refId, error=str(error), status=error.status)
-                continue
-            for start in range(0, max(len(frame), 1), CHUNK):
-                piece = frame.slice(start, CHUNK)
-                data = frames.to_json(piece, schema=not start) if request.format == JSON else frames.to_arrow(piece)
-                yield pb.QueryChunkedDataResponse(
-                    refId=query.refId, frameId="values", frame=data, status=200, format=request.format
-                )
-
-    def CallResource(
-        self, request: pb.CallResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.CallResourceResponse]:
-        """Answer what the front end asks by HTTP: under /api/datasources/uid/UID/resources."""
-        path, parameters = request.path.strip("/"), dict(parse_qsl(urlsplit(request.url).query))
-        try:
-            match request.method, path:
-                case "GET", "sensors":
-                    yield answer(200, api_of(request).sensors())
-                case "GET", "export":
-                    yield from export(api_of(request), parameters)
-                case _, "sensors" | "export":
-                    yield answer(405, {"error": f"{path} takes GET alone"}, Allow="GET")
-                case _:
-                    yield answer(404, {"error": f"there is no {path}"})
-        except APIError as error:
-            yield answer(error.status, {"error": str(error)})
-
-    def SubscribeStream(
-        self, request: pb.SubscribeStreamRequest, context: grpc.ServicerContext
-    ) -> pb.SubscribeStreamResponse:
-        """Say whether a user may subscribe to a channel, and what he sees first."""
-        try:
-            latest = latest_of(request)
-        except APIError:
-            return pb.SubscribeStreamResponse(status=pb.SubscribeStreamResponse.NOT_FOUND)
-        return pb.SubscribeStreamResponse(status=pb.SubscribeStreamResponse.OK, data=latest)
-
-    def RunStream(self, request: pb.RunStreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamPacket]:
-        """Send what happens in a channel. Grafana calls this once for all subscribers, and leaves after the last."""
-        left = threading.Event()
-        if not context.add_callback(left.set):
-            return
-        while not left.wait(self.interval):
-            try:
-                yield pb.StreamPacket(data=latest_of(request))
-            except APIError as error:
-                _log.warning("no live value", extra={"channel": request.path, "reason": str(error)})
-
-    def PublishStream(
-        self, request: pb.PublishStreamRequest, context: grpc.ServicerContext
-    ) -> pb.PublishStreamResponse:
-        """Say whether a user may publish in a channel, and what the subscribers get of it."""
-        if not request.path.startswith(LIVE):
-            return pb.PublishStreamResponse(status=pb.PublishStreamResponse.NOT_FOUND)
-        if request.pluginContext.user.role != "Admin":
-            return pb.PublishStreamResponse(status=pb.PublishStreamResponse.PERMISSION_DENIED)
-        return pb.PublishStreamResponse(status=pb.PublishStreamResponse.OK, data=request.data)
-
-
-def api_of(request: Any) -> API:
-    """Return the API that the data source is set up for. APIError if it is not."""
-    return API(request.pluginContext.dataSourceInstanceSettings)
-
-
-def frame_of(request: Any, query: pb.DataQuery) -> pa.Table:
-    """Return what a query asks for. Its JSON is what the front end's query editor makes."""
-    try:
-        api, sensor = api_of(request), json.loads(query.json or "{}").get("sensor")
-        if not sensor:
-            raise APIError(400, "Choose a sensor")
-        found = api.sensor(str(sensor))
-        rows = api.values(
-            found["name"],
-            start=query.timeRange.fromEpochMS,
-            end=query.timeRange.toEpochMS,
-            step=max(query.intervalMS, 1),
-        )
-    except APIError:
-        _queries.labels("error").inc()
-        raise
-    _queries.labels("ok").inc()
-    _log.debug("queried", extra={"sensor": found["name"], "values": len(rows)})
-    uid = request.pluginContext.dataSourceInstanceSettings.uid
-    return to_frame(found, query.refId, rows, channel=f"ds/{uid}/{LIVE}{found['name']}")
-
-
-def latest_of(request: Any) -> bytes:
-    """Return the latest value of a channel, as JSON. APIError if there is no such channel."""
-    if not request.path.startswith(LIVE):
-        raise APIError(404, f"there is no channel {request.path}")
-    api = api_of(request)
-    sensor = api.sensor(request.path.removeprefix(LIVE))
-    return frames.to_json(to_frame(sensor, "", api.values(sensor["name"])))
-
-
-def to_frame(sensor: dict[str, str], ref_id: str, rows: list[list[Any]], **meta: str) -> pa.Table:
-    """Return a sensor's values: [time in ms, value or None]. Grafana shows the field's labels in the legend."""
-    time = frames.field("time", pa.timestamp("ns"), nullable=False)
-    labels, config = {"sensor": sensor["name"]}, {"unit": sensor["unit"]}
-    value = frames.field("value", pa.float64(), labels=labels, config=config)
-    columns = {time: [ms * 1_000_000 for ms, _ in rows], value: [value for _, value in rows]}
-    return frames.frame(sensor["name"], ref_id, columns, type="timeseries-multi", typeVersion=[0, 1], **meta)
-
-
-def export(api: API, parameters: dict[str, str]) -> Iterator[pb.CallResourceResponse]:
-    """Send a sensor's values as CSV, in as many messages as it takes; only the first has a status and headers."""
-    try:
-        name, start, end, step = parameters["sensor"], *(int(parameters[key]) for key in ("start", "end", "step"))
-    except (KeyError, ValueError):
-        raise APIError(400, "export takes sensor, and start, end and step in ms") from None
-    api.sensor(name)
-    headers = {"Content-Type": pb.StringList(values=["text/csv"])}
-    yield pb.CallResourceResponse(code=200, headers=headers, body=b"time,value\n")
-    for first in range(start, end + 1, CHUNK * max(step, 1)):
-        rows = api.values(name, start=first, end=min(first + CHUNK * step - 1, end), step=step)
-        lines = "".join(f"{ms},{'' if value is None else value}\n" for ms, value in rows)
-        yield pb.CallResourceResponse(body=lines.encode())
-
-
-def answer(code: int, body: Any, **headers: str) -> pb.CallResourceResponse:
-    """Return an answer of HTTP."""
-    headers = {"Content-Type": "application/json", **headers}
-    lists = {name: pb.StringList(values=[value]) for name, value in headers.items()}
-    return pb.CallResourceResponse(code=code, headers=lists, body=json.dumps(body).encode())
-
 
 def add_to_server(server: Any) -> None:
-    """Add Grafana's services to the server."""
+    """Add what Grafana calls."""
     source = DataSource()
     backend_pb2_grpc.add_DiagnosticsServicer_to_server(source, server)
     backend_pb2_grpc.add_DataServicer_to_server(source, server)
@@ -235,7 +41,7 @@ def main() -> None:
         return
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
 
-    # 1. Implement the services: DataSource above. 2. Serve them.
+    # 1. Implement the services: DataSource does. 2. Serve them.
     server = grpc.server(**plugin.server_arguments)
     add_to_server(server)
 

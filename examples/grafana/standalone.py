@@ -3,12 +3,14 @@
 Two files in the plugin's folder say where it is, standalone.txt and pid.txt. The launcher there reads them.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ ADDRESS = "GF_PLUGIN_GRPC_ADDRESS_" + ID.upper().replace("-", "_")  # a variable
 
 
 def serve(add_to_server: Callable[[Any], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C or SIGTERM. Exits if there is no launcher to find this."""
+    if not FOLDER.is_dir():
+        sys.exit(f"{FOLDER} is not there: run `make launcher` first, and let Grafana use that.")
     logging.basicConfig(level=logging.INFO)
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
     server = grpc.server(goplugin.Workers(), options=options)
@@ -38,8 +42,9 @@ def serve(add_to_server: Callable[[Any], None]) -> None:
     try:
         for path, text in files.items():
             path.write_text(text, encoding="utf-8")
-        # End the plugin that Grafana runs now. Within a second Grafana runs the launcher again, which reads the files.
-        subprocess.run(["pkill", "-f", f"{re.escape(str(FOLDER / EXECUTABLE))}_"], check=False)
+        # End what Grafana runs now. Within a second it runs the launcher again, which reads the files.
+        with contextlib.suppress(FileNotFoundError):  # without pkill, a person does it
+            subprocess.run(["pkill", "-f", f"{re.escape(str(FOLDER / EXECUTABLE))}_"], check=False)
         print(f"{ID} serves at {host}:{number}. Ctrl-C ends it.", flush=True)
         server.wait_for_termination()
     except KeyboardInterrupt:
