@@ -167,4 +167,4 @@ def test_no_dead_links(file: Path) -> None:
         headings = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE) if section else []
         assert not section or section in [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
     for target in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py|\.proto|\.md|\.txt|/))`", text):
-        assert (ROOT / target).exists() or (ROOT / "goplugin" / target).exists(), target
+        assert any((folder / target).exists() for folder in (ROOT, ROOT / "goplugin", file.parent)), target
