@@ -36,6 +36,7 @@ class Service:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.most = 10_000  # answers; after that it is overloaded
         self.gate = threading.Event()  # closed, the API does not answer
         self.gate.set()
         spec = importlib.util.spec_from_file_location("sensors", ROOT / "examples/grafana/example/sensors.py")
@@ -49,7 +50,7 @@ class Service:
             def answer(self, path: str, query: dict[str, str]) -> Any:
                 service.asked.append(path)
                 service.gate.wait(60)
-                return super().answer(path, query)
+                return super().answer(path, query) if len(service.asked) <= service.most else (503, "overloaded")
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, *_: Any) -> None:
@@ -190,6 +191,7 @@ def everything(grafana: Grafana, service: Service) -> dict[str, Any]:
         ("GET", "nothing"),
         ("GET", "export"),
         ("GET", "export?sensor=attic&start=0&end=5&step=1"),
+        ("GET", "export?sensor=kitchen&start=0&end=5&step=0"),
         ("GET", "export?sensor=kitchen&start=0&end=2500000&step=1000"),
     ):
         asked = {"Path": url.partition("?")[0], "URL": url, "Method": method}
@@ -272,6 +274,22 @@ def test_a_crash(world: World, grafana: Callable[..., Grafana], service: Service
     assert eventually(lambda: one.ask("state")["starts"] == 2)
     assert one.call("CheckHealth", PluginContext=service.context())["status"] == "OK"
     assert len(world.plugins()) == 1
+
+
+def test_an_export_that_breaks_off(grafana: Callable[..., Grafana], service: Service, twin: Path, host: str) -> None:
+    """It is too late for an HTTP status: Grafana gets an error, and the log has the reason."""
+    for folder in (None, twin):
+        one = grafana(folder)
+        service.most = len(service.asked) + 2
+        url = "export?sensor=kitchen&start=0&end=2500000&step=1000"
+        asked = {"PluginContext": service.context(), "Path": "export", "URL": url, "Method": "GET"}
+        stream = one.open("CallResource", **asked)
+        assert [one.ask("recv", stream=stream)["answer"]["status"] for _ in range(2)] == [200, 0]
+        with pytest.raises(
+            CallError, match="the export of kitchen is not complete: .* 503 Service Unavailable"
+        ) as raised:
+            one.ask("recv", stream=stream)
+        assert raised.value.code == "Unknown"
 
 
 def test_streams_end_with_their_callers(

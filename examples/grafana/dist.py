@@ -54,8 +54,8 @@ def dist(version: str) -> None:
     (FOLDER / name).unlink(missing_ok=True)
     shutil.rmtree(FOLDER / library, ignore_errors=True)
     freeze = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR", "--name", name]
-    folders = ["--distpath", build, "--workpath", build / "work", "--specpath", build, "--contents-directory", library]
-    subprocess.run([*freeze, *folders, HERE / "plugin.py"], check=True)
+    freeze += ["--distpath", f"{build}", "--workpath", f"{build / 'work'}", "--specpath", f"{build}"]
+    subprocess.run([*freeze, "--contents-directory", library, HERE / "plugin.py"], check=True)
     shutil.copytree(build / name, FOLDER, dirs_exist_ok=True, symlinks=True)
     shutil.make_archive(str(FOLDER.parent / f"{ID}-{version}"), "zip", FOLDER.parent, ID)
     print(f"dist/{ID}-{version}.zip, for: {', '.join(sorted(path.name for path in FOLDER.glob(f'{EXECUTABLE}_*')))}")

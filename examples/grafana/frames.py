@@ -61,7 +61,8 @@ def _values(column: pa.ChunkedArray) -> tuple[list[Any], dict[str, list[int]]]:
     """Return a column's values, and where those stand that JSON does not have."""
     if pa.types.is_timestamp(column.type):
         return [ns if ns is None else ns // 1_000_000 for ns in column.cast(pa.int64()).to_pylist()], {}
-    values, special = column.to_pylist(), {}
+    values = column.to_pylist()
+    special: dict[str, list[int]] = {}
     for index, value in enumerate(values):
         if isinstance(value, float) and not math.isfinite(value):
             kind = "NaN" if math.isnan(value) else "Inf" if value > 0 else "NegInf"

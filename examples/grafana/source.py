@@ -19,6 +19,7 @@ _log = logging.getLogger("sensors")  # the records reach Grafana's log, with the
 _queries = prometheus_client.Counter("sensors_queries", "Queries for the values of a sensor.", ["status"])
 
 LIVE = "live/"  # the channel ds/UID/live/SENSOR has the latest value, again and again
+INTERVAL = 1.0  # seconds between two of them
 CHUNK = 1000  # rows of a frame, or lines of an export, in one message
 JSON = pb.DataFrameFormat.JSON
 
@@ -30,10 +31,6 @@ class DataSource(
     backend_pb2_grpc.StreamServicer,
 ):
     """What Grafana asks of a data source. One process serves all data sources of this kind, and all calls at once."""
-
-    def __init__(self, interval: float = 1.0) -> None:
-        """interval: seconds between two live values."""
-        self.interval = interval
 
     def CheckHealth(self, request: pb.CheckHealthRequest, context: grpc.ServicerContext) -> pb.CheckHealthResponse:
         """Say whether the settings are right, when the user clicks Save & test."""
@@ -92,23 +89,24 @@ class DataSource(
         try:
             match request.method, path:
                 case "GET", "sensors":
-                    yield answer(200, api_of(request).sensors())
+                    yield reply(200, api_of(request).sensors())
                 case "GET", "export":
                     yield from export(api_of(request), parameters)
                 case _, "sensors" | "export":
-                    yield answer(405, {"error": f"{path} takes GET alone"}, Allow="GET")
+                    yield reply(405, {"error": f"{path} takes GET alone"}, Allow="GET")
                 case _:
-                    yield answer(404, {"error": f"there is no {path}"})
+                    yield reply(404, {"error": f"there is no {path}"})
         except APIError as error:
-            yield answer(error.status, {"error": str(error)})
+            yield reply(error.status, {"error": str(error)})
 
     def SubscribeStream(
         self, request: pb.SubscribeStreamRequest, context: grpc.ServicerContext
     ) -> pb.SubscribeStreamResponse:
-        """Say whether a user may subscribe to a channel, and what he sees first."""
+        """Say whether a user may subscribe to a channel, and what they see first."""
         try:
             latest = latest_of(request)
-        except APIError:
+        except APIError as error:
+            _log.warning("no such channel", extra={"channel": request.path, "reason": str(error)})
             return pb.SubscribeStreamResponse(status=pb.SubscribeStreamResponse.NOT_FOUND)
         return pb.SubscribeStreamResponse(status=pb.SubscribeStreamResponse.OK, data=latest)
 
@@ -117,7 +115,7 @@ class DataSource(
         left = threading.Event()
         if not context.add_callback(left.set):
             return
-        while not left.wait(self.interval):
+        while not left.wait(INTERVAL):
             try:
                 yield pb.StreamPacket(data=latest_of(request))
             except APIError as error:
@@ -182,19 +180,23 @@ def to_frame(sensor: dict[str, str], ref_id: str, rows: list[list[Any]], **meta:
 def export(api: API, parameters: dict[str, str]) -> Iterator[pb.CallResourceResponse]:
     """Send a sensor's values as CSV, in as many messages as it takes; only the first has a status and headers."""
     try:
-        name, start, end, step = parameters["sensor"], *(int(parameters[key]) for key in ("start", "end", "step"))
+        start, end, step = (int(parameters[key]) for key in ("start", "end", "step"))
+        steps, name = range(start, end + 1, CHUNK * step), parameters["sensor"]
     except (KeyError, ValueError):
         raise APIError(400, "export takes sensor, and start, end and step in ms") from None
     api.sensor(name)
     headers = {"Content-Type": pb.StringList(values=["text/csv"])}
     yield pb.CallResourceResponse(code=200, headers=headers, body=b"time,value\n")
-    for first in range(start, end + 1, CHUNK * max(step, 1)):
-        rows = api.values(name, start=first, end=min(first + CHUNK * step - 1, end), step=step)
+    for first in steps:
+        try:
+            rows = api.values(name, start=first, end=min(first + CHUNK * step - 1, end), step=step)
+        except APIError as error:  # too late for a status: have Grafana break off
+            raise RuntimeError(f"the export of {name} is not complete: {error}") from None
         lines = "".join(f"{ms},{'' if value is None else value}\n" for ms, value in rows)
         yield pb.CallResourceResponse(body=lines.encode())
 
 
-def answer(code: int, body: Any, **headers: str) -> pb.CallResourceResponse:
+def reply(code: int, body: Any, **headers: str) -> pb.CallResourceResponse:
     """Return an answer of HTTP."""
     headers = {"Content-Type": "application/json", **headers}
     lists = {name: pb.StringList(values=[value]) for name, value in headers.items()}

@@ -266,7 +266,7 @@ func (source) export(r *backend.CallResourceRequest, sender backend.CallResource
 	start, err1 := strconv.ParseInt(query.Get("start"), 10, 64)
 	end, err2 := strconv.ParseInt(query.Get("end"), 10, 64)
 	step, err3 := strconv.ParseInt(query.Get("step"), 10, 64)
-	if errors.Join(err1, err2, err3) != nil || !query.Has("sensor") {
+	if errors.Join(err1, err2, err3) != nil || step == 0 || !query.Has("sensor") {
 		return apiError{400, "export takes sensor, and start, end and step in ms"}
 	}
 	found, err := a.sensor(query.Get("sensor"))
@@ -277,10 +277,10 @@ func (source) export(r *backend.CallResourceRequest, sender backend.CallResource
 		Headers: map[string][]string{"Content-Type": {"text/csv"}}}); err != nil {
 		return err
 	}
-	for first := start; first <= end; first += chunk * max(step, 1) {
+	for first := start; first <= end; first += chunk * step {
 		rows, err := a.values(found.Name, times(first, min(first+chunk*step-1, end), step))
 		if err != nil {
-			return err
+			return fmt.Errorf("the export of %s is not complete: %v", found.Name, err)
 		}
 		var lines strings.Builder
 		for _, one := range rows {
