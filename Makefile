@@ -41,7 +41,7 @@ lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	cd tests/host && go vet ./...
 	cd bench/host && go vet ./...
-	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 -shellcheck= -pyflakes= .github/workflows/*.yml
+	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 -shellcheck= -pyflakes= .github/workflows/*.yml starter/.github/workflows/*.yml
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
 matrix: .venv/testing go newest-python
@@ -54,21 +54,12 @@ newest-python: .venv/testing
 own-protos:
 	$(PYTHON) -m venv .venv-protos
 	.venv-protos/bin/pip install -q 'grpcio-tools==1.62.3' 'setuptools<81'
-	.venv-protos/bin/python $(generate) *.proto goplugin/services/*.proto
+	.venv-protos/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+		*.proto goplugin/services/*.proto
 
-new:
+new: .venv/running
 	$(if $(DIR),,$(error Say where: make new DIR=../greeter))
-	$(if $(FROM),$(if $(wildcard examples/$(FROM)/plugin.py),,$(error FROM is one of: $(notdir $(wildcard examples/*)))))
-	@test ! -e "$(DIR)" || { echo "$(DIR) is there already: choose a folder that is not" >&2; exit 1; }
-	@mkdir -p "$(DIR)/tests"
-	@cp -R plugin.py goplugin requirements.txt requirements-dev.txt venv.mk .gitignore "$(DIR)"
-	@cp -R starter/. "$(DIR)"
-	@cp tests/test_plugin.py "$(DIR)/tests"
-	$(if $(FROM),@cp -R "examples/$(FROM)/." "$(DIR)")
-	@! grep -q kv_pb2 "$(DIR)/plugin.py" || cp kv.proto kv_pb2*.py* "$(DIR)"
-	@find "$(DIR)" -name __pycache__ -prune -exec rm -rf {} +
-	@echo "$(DIR) has a plugin that works: README.md there says how to run it, and how to make it yours:"
-	@sed -n '/^1\. /,/^$$/p' "$(DIR)/README.md"
+	@.venv/bin/python -m goplugin new --copy $(if $(FROM),--from "$(FROM)") "$(DIR)"
 
 # `.venv/bin/python bench/bench.py --quick` takes two minutes.
 bench: .venv/running go

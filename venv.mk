@@ -1,6 +1,10 @@
 # How .venv is made, and code generated from .proto files; for the Makefile of this project and of those made from it.
-# .venv holds stamps: .venv/running when all packages that plugin.py needs are installed, .venv/developing when those of
-# requirements-dev.txt are, .venv/interrupted while packages are being installed. One without stamps is somebody's own.
+# .venv holds stamps: .venv/running when all packages that the plugin needs are installed, .venv/developing when those for
+# its development are, .venv/interrupted while packages are being installed. One without stamps is somebody's own. A
+# project made from this one names the packages in pyproject.toml.
+needs := $(or $(wildcard requirements.txt),pyproject.toml)
+running := $(if $(filter %.txt,$(needs)),-r requirements.txt,-e .)
+developing := $(if $(filter %.txt,$(needs)),-r requirements-dev.txt,-e . --group dev)
 
 PYTHON ?= python3
 constraints := $(addprefix -c ,$(wildcard constraints.txt))
@@ -29,20 +33,20 @@ ifdef why
 	@echo "Making .venv with Python $(python) ($(why)), and installing packages: about half a minute ..."
 	@rm -rf .venv && mkdir .venv && touch .venv/interrupted
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install -q $(constraints) -r requirements.txt
+	@$(get_pip) && .venv/bin/python -m pip install -q $(constraints) $(running)
 	@mv .venv/interrupted $@
 else
-.venv/running: requirements.txt
-	@$(call install,-r requirements.txt)
+.venv/running: $(needs)
+	@$(call install,$(running))
 	@touch $@
 endif
 
-.venv/developing: .venv/running requirements-dev.txt
-	@$(call install,-r requirements-dev.txt)
+.venv/developing: .venv/running $(wildcard requirements-dev.txt)
+	@$(call install,$(developing))
 	@touch $@
 
 # If this is interrupted, the next `make` starts afresh. Otherwise pip could take a half-installed package for a whole
-# one. If pip itself gives up, .venv stays. A venv that uv made has no pip.
+# one. If pip itself gives up, .venv stays. A venv that uv made has no pip; one older than 25.1 does not know --group.
 define install
 echo "Installing $(1): the first time about half a minute ..."; \
 { mv .venv/running .venv/interrupted 2>/dev/null || touch .venv/interrupted; } && $(get_pip); \
@@ -50,16 +54,10 @@ if .venv/bin/python -m pip install -q $(constraints) $(1); then mv .venv/interru
 else rm .venv/interrupted; exit 1; fi
 endef
 get_pip := { .venv/bin/python -c 'import pip' 2>/dev/null || \
-.venv/bin/python -m ensurepip --default-pip >/dev/null 2>&1 || uv pip install -q -p .venv/bin/python pip; }
+.venv/bin/python -m ensurepip --default-pip >/dev/null 2>&1 || uv pip install -q -p .venv/bin/python pip; } && \
+.venv/bin/python -m pip install -q 'pip>=25.1'
 
-# In buf's layout, proto/notes/v1/notes.proto is notes/v1/notes.proto to the files that import it. In go-plugin's own,
-# proto/notes.proto is just that.
-root := $(if $(wildcard proto/*.proto),,$(addprefix -I,$(wildcard proto)))
-generate := -m grpc_tools.protoc $(root) -I. --python_out=. --pyi_out=. --grpc_python_out=.
-
-# All but goplugin's and those of tests. The code fits the protobuf that is installed, and newer ones.
 protos: .venv/developing
-	find . \( -name '.?*' -o -path ./goplugin -o -path ./tests -o -path ./bench \) -prune -o -name '*.proto' -print \
-	| xargs .venv/bin/python $(generate)
+	.venv/bin/python -m goplugin protos
 
 .PHONY: protos anew

@@ -1,24 +1,23 @@
-"""The command line: `python -m goplugin check`. The checks themselves are in check.py."""
+"""The command line: `python -m goplugin` lists the commands. The work is done in the module that each is called like."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 
+from goplugin import new, protos
 from goplugin.check import FAILED, Check
 from goplugin.handshake import HandshakeConfig
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit code is 0 if nothing failed, 1 if something did, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m goplugin")
-    commands = parser.add_subparsers(required=True, metavar="check")
-    check = commands.add_parser("check", help="play a host, and say what works and what does not")
-    check.add_argument("--cookie", required=True, metavar="KEY=VALUE", help="the magic cookie of the plugin's host")
-    check.add_argument("--versions", default="1", help="the app protocol versions that the host offers: 1, or 5,6")
-    check.add_argument("--timeout", type=float, default=30, help="seconds that the plugin has to start")
-    check.add_argument("--json", action="store_true", help="one JSON object per check")
-    check.add_argument("command", nargs="+", metavar="-- COMMAND", help="what starts the plugin")
+def check(arguments: Sequence[str]) -> int:
+    """Check a plugin; the exit code is 0 if nothing failed, 1 if something did, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m goplugin check", description=COMMANDS["check"][1])
+    parser.add_argument("--cookie", required=True, metavar="KEY=VALUE", help="the magic cookie of the plugin's host")
+    parser.add_argument("--versions", default="1", help="the app protocol versions that the host offers: 1, or 5,6")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds that the plugin has to start")
+    parser.add_argument("--json", action="store_true", help="one JSON object per check")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what starts the plugin")
     options = parser.parse_args(arguments)
     key, separator, value = options.cookie.partition("=")
     if not (key and separator and value):
@@ -42,5 +41,26 @@ def main(arguments: Sequence[str]) -> int:
     return int(failed)
 
 
+COMMANDS = {
+    "new": (new.main, "start a plugin of your own"),
+    "protos": (protos.main, "generate the Python code for your .proto files"),
+    "check": (check, "play a host, and say what works and what does not"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; return its exit code."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in COMMANDS:
+        return COMMANDS[name][0](rest)
+    asked = name in ("-h", "--help")
+    for line in (
+        *([] if asked else [f"There is no command {name!r}. These are:"]),
+        *(f"python -m goplugin {command:6}  {purpose}" for command, (_, purpose) in COMMANDS.items()),
+    ):
+        print(line, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -61,6 +61,16 @@ def copies(programs: Path) -> Callable[[str], Example]:
 
 
 @pytest.fixture(scope="session")
+def built(programs: Path) -> Path:
+    """A folder with a wheel, an sdist, and `source`, a copy of the project."""
+    folder = programs / "built"
+    skipped = shutil.ignore_patterns(".venv*", ".git", "demo", "__pycache__", ".*cache")
+    shutil.copytree(ROOT, folder / "source", ignore=skipped)
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=folder / "source", check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def on_native(programs: Path) -> Path:
     """plugin.py on pygrpc-native, changed and with its code generated anew as docs/guide.md says."""
     pytest.importorskip("pygrpc_native", reason="pygrpc-native has no wheel for this machine")

@@ -8,7 +8,7 @@ FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FILES += sorted(path for folder in ("docs", "examples/*", "bench") for path in ROOT.glob(f"{folder}/*.md"))
 
 
-def console_blocks(*names: str) -> list[str]:
+def console_blocks(*names: str | Path) -> list[str]:
     """The commands and listings of these documents, in their order; by default of README and docs/guide.md."""
     text = "".join((ROOT / name).read_text() for name in names or ("README.md", "docs/guide.md"))
     return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

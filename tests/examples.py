@@ -25,16 +25,17 @@ class Example:
         project = folder / "project"
         skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "bench", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, project, ignore=skipped)
-        new, cd, *_ = self.typed(self.console_blocks()[0]).splitlines()
+        (project / ".venv").symlink_to(sys.prefix)
+        new, cd, *_ = self.typed(docs.console_blocks(f"examples/{name}/README.md")[0]).splitlines()
         subprocess.run(["sh", "-e", "-c", new], cwd=project, check=True)
         self.folder = (project / cd.removeprefix("cd ")).resolve()
+        self.plugin = f"{self.folder.name}_plugin.py"
         if name in ("grafana", "terraform"):  # terraform's framework needs an older protobuf than what is installed
             subprocess.run(["make", ".venv/developing"], cwd=self.folder, check=True)
         else:
             (self.folder / ".venv").symlink_to(sys.prefix)
-            for file in ("requirements.txt", "requirements-dev.txt"):
-                os.utime(self.folder / file, (0, 0))  # older than what is installed
-        source = self.folder / ("provider.py" if name == "terraform" else "plugin.py")
+            os.utime(self.folder / "pyproject.toml", (0, 0))  # older than what is installed
+        source = self.folder / ("notes_provider.py" if name == "terraform" else self.plugin)
         text = source.read_text()
         classes = re.findall(r"^class (\w+)\(", text, re.MULTILINE)
         for class_name in classes if name == "terraform" else classes[-1:]:
@@ -53,7 +54,7 @@ class Example:
 
     def console_blocks(self) -> list[str]:
         """The commands and listings of its README."""
-        return docs.console_blocks(f"examples/{self.name}/README.md")
+        return docs.console_blocks(self.folder / "README.md")
 
     @staticmethod
     def typed(block: str) -> str:

@@ -27,16 +27,6 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="session")
-def built(programs: Path) -> Path:
-    """A folder with a wheel, an sdist, and `source`, a copy of the project."""
-    folder = programs / "built"
-    skipped = shutil.ignore_patterns(".venv*", ".git", "demo", "__pycache__", ".*cache")
-    shutil.copytree(ROOT, folder / "source", ignore=skipped)
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=folder / "source", check=True)
-    return folder
-
-
 @pytest.fixture
 def plugin(world: World) -> Path:
     """plugin.py and its service, without goplugin."""
@@ -53,7 +43,8 @@ def test_what_is_in_the_wheel_and_the_sdist(built: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in names} == {"goplugin", f"goplugin-{version}.dist-info"}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "goplugin").rglob("*.*") if "__pycache__" not in path.parts}
-    assert {name for name in names if name.startswith("goplugin/")} == ours
+    brought = {name for name in names if name.startswith("goplugin/template/")}
+    assert {name for name in names if name.startswith("goplugin/")} - brought == ours
     metadata = zipfile.ZipFile(wheel).read(f"goplugin-{version}.dist-info/METADATA").decode()
     asked = {re.sub(r"; extra ==.*", "", line) for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)}
     assert asked == set(re.findall(r"^[a-z].*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
@@ -61,7 +52,8 @@ def test_what_is_in_the_wheel_and_the_sdist(built: Path) -> None:
     listed = subprocess.run(["tar", "tzf", sdist], check=True, capture_output=True, text=True).stdout.splitlines()
     inside = {name.partition("/")[2] for name in listed}
     assert ours < inside
-    assert not [name for name in inside if name.startswith(("tests", "bench", "plugin.py"))]
+    assert {name.removeprefix("goplugin/template/") for name in brought} < inside
+    assert [name for name in inside if name.startswith(("tests", "bench", "docs"))] == ["tests/test_plugin.py"]
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
@@ -140,11 +132,11 @@ import sys
 import goplugin.testing
 import greeter_pb2
 import greeter_pb2_grpc
-from plugin import HANDSHAKE
+from greeter_plugin import HANDSHAKE
 
 
 def test_greet():
-    with goplugin.testing.start([sys.executable, "plugin.py"], HANDSHAKE, auto_mtls=True) as plugin:
+    with goplugin.testing.start([sys.executable, "greeter_plugin.py"], HANDSHAKE, auto_mtls=True) as plugin:
         stub = greeter_pb2_grpc.GreeterStub(plugin.channel)
         assert stub.Greet(greeter_pb2.Person(name="world")).text == "Good day, world"
     assert plugin.exit_code == 0
@@ -158,7 +150,7 @@ def test_from_a_new_folder_to_what_is_shipped(built: Path, tmp_path: Path) -> No
     for tool in ("make", "sh", "find", "xargs", "rm", "cp", "mv", "touch", "sed", "mkdir", "env"):
         (tools / tool).symlink_to(str(shutil.which(tool)))
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    env |= {"PATH": str(tools), "SHIV_ROOT": str(tmp_path / "shiv")}
+    env |= {"PATH": str(tools), "SHIV_ROOT": str(tmp_path / "shiv"), "PIP_FIND_LINKS": str(built)}
     folder = tmp_path / "greeter"
 
     def run(*command: str, cwd: Path = folder, fails: bool = False) -> str:
@@ -166,32 +158,39 @@ def test_from_a_new_folder_to_what_is_shipped(built: Path, tmp_path: Path) -> No
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout
 
-    run("make", "new", f"DIR={folder}", cwd=ROOT)
-    # It depends on goplugin instead of holding a copy.
-    shutil.rmtree(folder / "goplugin")
-    asked = (folder / "requirements.txt").read_text()
-    (folder / "requirements.txt").write_text(asked.replace("protobuf>=4.25", "protobuf<6") + f"{built / 'source'}\n")
+    run(sys.executable, "-m", "goplugin", "new", str(folder), cwd=ROOT)
+    project = (folder / "pyproject.toml").read_text()
+    (folder / "pyproject.toml").write_text(project.replace('dependencies = ["', 'dependencies = ["protobuf<6", "'))
     for path in folder.glob("kv*"):
         path.unlink()
-    for path in (ROOT / "tests" / "template").glob("*.p*"):
-        shutil.copy(path, folder)
+    shutil.copy(ROOT / "tests" / "template" / "greeter.proto", folder)
+    shutil.copy(ROOT / "tests" / "template" / "plugin.py", folder / "greeter_plugin.py")
     (folder / "tests" / "test_plugin.py").write_text(GREETER_TEST)
     run("make", f"PYTHON={sys.executable}", "protos")
     assert "1 passed" in run("make", "test")
     assert run(".venv/bin/python", "-c", "from google import protobuf; print(protobuf.__version__)").startswith("5.")
 
     check = (".venv/bin/python", "-m", "goplugin", "check", "--cookie", "GREETER_PLUGIN=good day", "--versions", "5,6")
-    right = (folder / "plugin.py").read_text()
-    (folder / "plugin.py").write_text(right.replace('set("plugin"', 'set("plug-in"'))
-    assert 'no answer for "plugin"' in run(*check, "--", ".venv/bin/python", "plugin.py", fails=True)
-    (folder / "plugin.py").write_text(right)
-    run(*check, "--", ".venv/bin/python", "plugin.py")
+    right = (folder / "greeter_plugin.py").read_text()
+    (folder / "greeter_plugin.py").write_text(right.replace('set("plugin"', 'set("plug-in"'))
+    assert 'no answer for "plugin"' in run(*check, "--", ".venv/bin/python", "greeter_plugin.py", fails=True)
+    (folder / "greeter_plugin.py").write_text(right)
+    run(*check, "--", ".venv/bin/python", "greeter_plugin.py")
 
-    (folder / "launcher").write_text('#!/bin/sh\nexec .venv/bin/python plugin.py "$@"\n')
+    (folder / "launcher").write_text('#!/bin/sh\nexec .venv/bin/python greeter_plugin.py "$@"\n')
     (folder / "launcher").chmod(0o755)
     run(*check, "--", "./launcher")
     run(".venv/bin/pip", "install", "-q", "shiv")
-    run(".venv/bin/pip", "install", "-q", "--target", "build", "-r", "requirements.txt")
-    run("sh", "-c", "cp *.py build")
-    run(".venv/bin/shiv", "--site-packages", "build", "-p", sys.executable, "-e", "plugin:main", "-o", "greeter.pyz")
+    run(".venv/bin/pip", "install", "-q", "--target", "build", ".")
+    run(
+        ".venv/bin/shiv",
+        "--site-packages",
+        "build",
+        "-p",
+        sys.executable,
+        "-e",
+        "greeter_plugin:main",
+        "-o",
+        "greeter.pyz",
+    )
     run(*check, "--", "./greeter.pyz")

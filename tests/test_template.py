@@ -23,6 +23,7 @@ def copied(programs: Path) -> Path:
     project = programs / "project"
     skipped = shutil.ignore_patterns(".venv", ".git", "demo", "__pycache__", ".*_cache", ".cache")
     shutil.copytree(ROOT, project, ignore=skipped)
+    (project / ".venv").symlink_to(sys.prefix)
     block = console_block("make protos")
     commands = [line.removeprefix("$ ") for line in block.splitlines()]
     # What README tells a person to do by hand, and where: after the copy, before the code is generated.
@@ -31,12 +32,11 @@ def copied(programs: Path) -> Path:
     subprocess.run([*run, "\n".join(commands[:before])], cwd=project, check=True)
     for path in (programs / "greeter").glob("kv*"):
         path.unlink()
-    for file in TEMPLATE.glob("*.p*"):
-        shutil.copy(file, programs / "greeter")
-    # With the packages that are installed already, which `make` takes for those of requirements.txt.
+    shutil.copy(TEMPLATE / "greeter.proto", programs / "greeter")
+    shutil.copy(TEMPLATE / "plugin.py", programs / "greeter" / "greeter_plugin.py")
+    # With the packages that are installed already, which `make` takes for those of pyproject.toml.
     (programs / "greeter" / ".venv").symlink_to(sys.prefix)
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        os.utime(programs / "greeter" / name, (0, 0))
+    os.utime(programs / "greeter" / "pyproject.toml", (0, 0))
     subprocess.run([*run, "\n".join(commands[before:])], cwd=programs / "greeter", check=True)
     return programs / "greeter"
 
@@ -49,7 +49,9 @@ def test_another_service(world: World, copied: Path, auto_mtls: bool) -> None:
     finally:
         sys.path.remove(str(copied))
     del world.env["PYTHONPATH"]  # it needs nothing of the project that it was copied from
-    host = world.host(copied / "plugin.py", cookie=("GREETER_PLUGIN", "good day"), versions=[6, 4], auto_mtls=auto_mtls)
+    host = world.host(
+        copied / "greeter_plugin.py", cookie=("GREETER_PLUGIN", "good day"), versions=[6, 4], auto_mtls=auto_mtls
+    )
     assert host.ask("start")["version"] == 6
     greeting = host.call("/greeter.Greeter/Greet", greeter_pb2.Person(name="world"), greeter_pb2.Greeting)
     assert greeting.text == "Good day, world"
@@ -70,11 +72,10 @@ def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
     """It is spoken of in plugin.py, kv.proto, its generated code, tests, benchmark and README, and nowhere else."""
     names = {path.name for path in copied.iterdir()} - {".venv", "__pycache__"}
     assert names == {
-        "Makefile", "README.md", "goplugin", "greeter.proto", "greeter_pb2.py", "greeter_pb2.pyi",
-        "greeter_pb2_grpc.py", "plugin.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt", "tests",
-        "venv.mk", ".gitignore",
+        ".github", ".gitignore", "Makefile", "README.md", "goplugin", "greeter.proto", "greeter_pb2.py",
+        "greeter_pb2.pyi", "greeter_pb2_grpc.py", "greeter_plugin.py", "pyproject.toml", "tests", "venv.mk",
     }  # fmt: skip
-    for path in [copied / "Makefile", copied / "requirements.txt", *(copied / "goplugin").glob("*.p*")]:
+    for path in [copied / "Makefile", copied / "pyproject.toml", *(copied / "goplugin").glob("*.p*")]:
         assert not re.search(r"\bkv|key-value", path.read_text(), re.IGNORECASE), path
 
 
@@ -82,10 +83,9 @@ def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
 def new(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """What `make new` makes, with the packages that are installed already."""
     subprocess.run(["make", "new", f"DIR={tmp_path / 'new'}", *filter(None, [request.param])], cwd=ROOT, check=True)
-    assert ("asyncio" in (tmp_path / "new" / "plugin.py").read_text()) == bool(request.param)
+    assert ("asyncio" in (tmp_path / "new" / "new_plugin.py").read_text()) == bool(request.param)
     (tmp_path / "new" / ".venv").symlink_to(sys.prefix)
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        os.utime(tmp_path / "new" / name, (0, 0))
+    os.utime(tmp_path / "new" / "pyproject.toml", (0, 0))
     return tmp_path / "new"
 
 
@@ -95,29 +95,30 @@ def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed
     (example,) = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    (new / "tests" / "test_example.py").write_text(example)
+    (new / "tests" / "test_example.py").write_text(example.replace("notes_plugin", "new_plugin"))
     if installed:  # not goplugin's copy, but what .pth leads to, as an editable installation does
         (new / "goplugin").rename(tmp_path / "goplugin")
         env["PYTHONPATH"] = str(tmp_path)
     said = subprocess.run(["make"], cwd=new, env=env, check=True, capture_output=True, text=True).stdout
     commands = re.findall(r"^make ([a-z]+)  ", said, re.MULTILINE)
-    assert commands == ["test", "types", "protos", "clean"]
+    assert commands == ["test", "lint", "protos", "clean"]
     for command in commands:
         run = subprocess.run(["make", command], cwd=new, env=env, check=False, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr
-        assert {"test": "5 passed", "types": "Success"}.get(command, "") in run.stdout
+        assert {"test": "5 passed", "lint": "Success"}.get(command, "") in run.stdout
     assert not (new / ".venv").exists()
     assert (Path(sys.prefix) / "bin" / "python").exists()  # only the link is gone
 
 
 def test_a_type_error_of_the_plugin_is_found(new: Path) -> None:
-    with (new / "plugin.py").open("a") as file:
+    with (new / "new_plugin.py").open("a") as file:
         file.write("number: int = HANDSHAKE\n")
-    run = subprocess.run(["make", "types"], cwd=new, check=False, capture_output=True, text=True)
+    run = subprocess.run(["make", "lint"], cwd=new, check=False, capture_output=True, text=True)
     assert "Incompatible types in assignment" in run.stdout
 
 
 def test_new_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
     run = subprocess.run(["make", "new", f"DIR={tmp_path}"], cwd=ROOT, check=False, capture_output=True, text=True)
     assert run.returncode != 0
     assert "is there already" in run.stderr
@@ -125,7 +126,7 @@ def test_new_replaces_nothing(tmp_path: Path) -> None:
     assert "Say where: make new DIR=" in run.stderr
     command = ["make", "new", f"DIR={tmp_path / 'new'}", "FROM=nothing"]
     run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert "FROM is one of: asyncio" in run.stderr
+    assert "--from is one of asyncio, " in run.stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -182,11 +182,11 @@ def test_values_of_all_kinds(world: World, provider: Example, host: str) -> None
     """Known in part, or null; with what README advises where tf lacks something."""
     folder = world.folder / "kinds"
     folder.mkdir()
-    for name in ("plugin.py", "servicer.py"):
+    for name in ("notes_plugin.py", "notes_servicer.py"):
         shutil.copy(provider.folder / name, folder)
-    shutil.copy(PLUGINS / "kinds_provider.py", folder / "provider.py")
+    shutil.copy(PLUGINS / "kinds_provider.py", folder / "notes_provider.py")
     launcher = folder / "terraform-provider-kinds"
-    command = f'PYTHONPATH="{provider.folder}" exec "{provider.folder}/.venv/bin/python" "{folder}/plugin.py"'
+    command = f'PYTHONPATH="{provider.folder}" exec "{provider.folder}/.venv/bin/python" "{folder}/notes_plugin.py"'
     launcher.write_text(f"#!/bin/sh\n{command}\n")
     launcher.chmod(0o755)
     overrides = f'dev_overrides {{\n    "example.com/me/kinds" = "{folder}"\n  }}'
@@ -250,7 +250,7 @@ def test_the_log_has_levels(world: World, provider: Example, host: str) -> None:
 
 def test_attaching_to_a_debugged_provider(world: World, provider: Example, host: str) -> None:
     plugin = world.run(
-        provider.folder / ".venv/bin/python", provider.folder / "plugin.py", "--debug", "example.com/me/notes"
+        provider.folder / ".venv/bin/python", provider.folder / "notes_plugin.py", "--debug", "example.com/me/notes"
     )
     assert plugin.stdout
     world.env["TF_REATTACH_PROVIDERS"] = plugin.stdout.readline().decode()

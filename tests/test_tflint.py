@@ -31,7 +31,7 @@ def ruleset(world: World, copies: Callable[[str], Example], host: str) -> Iterat
     example = copies("tflint")
     example.run(world, "make protos")
     shutil.copytree(example.folder / "example", world.folder / "ruleset" / "example")
-    for name in ("plugin.py", ".venv", "goplugin", "tflint_pb2.py", "tflint_pb2_grpc.py"):
+    for name in ("ruleset_plugin.py", ".venv", "goplugin", "tflint_pb2.py", "tflint_pb2_grpc.py"):
         (world.folder / "ruleset" / name).symlink_to(example.folder / name)
     world.env["PATH"] = f"{Path(host).parent}:{world.env['PATH']}"
     yield example
@@ -63,9 +63,9 @@ def test_the_ruleset_leaves_when_tflint_is_killed(world: World, ruleset: Example
     prepare = "\n".join(ruleset.typed(ruleset.console_blocks()[1]).splitlines()[:4])
     ruleset.run(world, prepare, cwd=world.folder / "ruleset")
     folder = world.folder / "ruleset"
-    source = (folder / "plugin.py").read_text()
-    (folder / "plugin.py").unlink()
-    (folder / "plugin.py").write_text(source.replace("\ndef main()", f"{WAITS}\n\ndef main()"))
+    source = (folder / "ruleset_plugin.py").read_text()
+    (folder / "ruleset_plugin.py").unlink()
+    (folder / "ruleset_plugin.py").write_text(source.replace("\ndef main()", f"{WAITS}\n\ndef main()"))
     os.mkfifo(folder / "example" / "waits")
     tflint = world.run(host, cwd=folder / "example")
     writer = eventually(lambda: writer_of(folder / "example" / "waits"))

@@ -24,7 +24,7 @@ class Vault:
 
     def __init__(self, world: World, example: Example, host: str) -> None:
         self.world, self.example = world, example
-        for name in ("plugin.py", ".venv", "goplugin", "sdk"):
+        for name in ("engine_plugin.py", ".venv", "goplugin", "sdk"):
             (world.folder / name).symlink_to(example.folder / name)
         _, with_host, *_ = example.console_blocks()
         self.readme = with_host
@@ -114,11 +114,11 @@ def try_read(vault: Vault) -> str:
 
 def test_it_leaves_when_vault_is_killed(world: World, vault: Vault, host: str) -> None:
     """With a request in flight, which waits for a pipe that nobody writes to."""
-    source = (world.folder / "plugin.py").read_text()
-    (world.folder / "plugin.py").unlink()
+    source = (world.folder / "engine_plugin.py").read_text()
+    (world.folder / "engine_plugin.py").unlink()
     before = '        if operation == "list":\n'
     waits = f'        open("{world.folder}/waits").read()\n'
-    (world.folder / "plugin.py").write_text(source.replace(before, waits + before))
+    (world.folder / "engine_plugin.py").write_text(source.replace(before, waits + before))
     os.mkfifo(world.folder / "waits")
     lines = vault.rest.splitlines()
     vault("\n".join(lines[:-2]))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A go-plugin plugin in Python with asyncio: the key-value store of plugin.py, its handlers `async def`.
+"""A go-plugin plugin in Python with asyncio: the key-value store, its handlers `async def`.
 
 A Go host runs it; with go-plugin's own KV example as the host:
 
@@ -62,7 +62,7 @@ def write(path: Path, value: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-async def main() -> None:
+async def serve() -> None:
     """The four steps of the guide."""
     plugin = goplugin.aio.Plugin(HANDSHAKE, usage=__doc__)
 
@@ -80,5 +80,10 @@ async def main() -> None:
     await plugin.wait()
 
 
+def main() -> None:
+    """Run the plugin; programs that a project installs call a plain function."""
+    asyncio.run(serve())
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

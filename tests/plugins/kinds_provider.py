@@ -12,7 +12,7 @@ import msgpack
 from tf import blocks, iface, schema, types
 from tf.gen import tfplugin_pb2 as pb
 
-import servicer
+import notes_servicer as servicer
 
 STOPPING = threading.Event()
 

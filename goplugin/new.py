@@ -1,0 +1,111 @@
+"""Makes a project: a plugin that works, for you to change.
+
+python -m goplugin new notes
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from goplugin.version import __version__
+
+HERE = Path(__file__).resolve().parent
+# The files are those of goplugin's own project; pyproject.toml puts them into the wheel, in template/.
+SOURCE = HERE / "template" if (HERE / "template").exists() else HERE.parent
+SKIPPED = shutil.ignore_patterns("__pycache__", ".*_cache", "template", "requirements.txt")
+# Installed modules share the names of all packages in a venv, so that of the project goes in front of these.
+MODULES = re.compile(
+    r"\b(?:plugin|provider|servicer)(?=\.py\b)|(?<=^from )(?:plugin|provider|servicer)(?= import)", re.MULTILINE
+)
+COOKIE = "BASIC_PLUGIN=hello"
+HANDSHAKE = '(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")'
+PROGRAMS = {"terraform": "terraform-provider-", "tflint": "tflint-ruleset-"}  # what these hosts look for
+OLDEST_PYTHON = {"terraform": "3.11"}  # of its framework
+
+
+def requirements(path: Path) -> list[str]:
+    """Return the packages that this file of requirements names; none if it is not there."""
+    return re.findall(r"^\w.*", path.read_text(encoding="utf-8"), re.MULTILINE) if path.exists() else []
+
+
+def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, copy: bool) -> None:
+    """Write the project's files. origin: the folder of plugin.py. filled: what replaces which text in them."""
+    plugin = (origin / "plugin.py").read_text(encoding="utf-8")
+    library, own = requirements(SOURCE / "requirements.txt"), requirements(origin / "requirements.txt")
+    goplugin = library if copy else [f"goplugin[reflection]>={__version__}"]
+    developing = requirements(SOURCE / "requirements-dev.txt")
+    if "import goplugin" in plugin:
+        own = goplugin + [package for package in own if package not in library]
+    else:  # its tests need it
+        developing += goplugin
+    program, prefix = PROGRAMS.get(origin.name, ""), re.sub(r"[-_.]+", "_", name).lower().removesuffix("_plugin")
+    filled = {
+        "PROJECT_NAME": name,
+        "PROGRAM_NAME": program + name.removeprefix(program),
+        "MODULE_PREFIX": prefix,
+        '">=3.10"': f'">={OLDEST_PYTHON.get(origin.name, "3.10")}"',
+        '"DEPENDENCIES"': ", ".join(map(json.dumps, own)),
+        '"DEVELOPING"': ", ".join(map(json.dumps, developing)),
+        **({} if copy else {" goplugin/ stays as it is.": ""}),
+        **filled,
+    }
+
+    def write(source: str | Path, target: str | Path) -> None:
+        text = MODULES.sub(rf"{prefix}_\g<0>", Path(source).read_text(encoding="utf-8"))
+        for before, after in filled.items():
+            text = text.replace(before, after)
+        path = Path(target).with_name(MODULES.sub(rf"{prefix}_\g<0>", Path(target).name))
+        path.write_text(text, encoding="utf-8", newline="")
+        shutil.copymode(source, path)
+
+    (folder / "tests").mkdir(parents=True)
+    for service in re.findall(r"^import (\w+_pb2)$", plugin, re.MULTILINE):
+        for path in (*SOURCE.glob(f"{service.removesuffix('_pb2')}.proto"), *SOURCE.glob(f"{service}*.py*")):
+            write(path, folder / path.name)
+    for file in ("venv.mk", "plugin.py", "tests/test_plugin.py"):
+        write(SOURCE / file, folder / file)
+    for source in (SOURCE / "starter", *([origin] if origin != SOURCE else [])):
+        shutil.copytree(source, folder, ignore=SKIPPED, copy_function=write, dirs_exist_ok=True)
+    if copy:
+        shutil.copytree(HERE, folder / "goplugin", ignore=SKIPPED)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; return 0. SystemExit, with 2, for wrong arguments."""
+    examples = sorted(path.parent.name for path in SOURCE.glob("examples/*/plugin.py"))
+    parser = argparse.ArgumentParser(prog="python -m goplugin new", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", metavar="DIR", type=Path, help="an empty folder, or one that is not there yet")
+    parser.add_argument("--from", dest="example", metavar="EXAMPLE", help=f"start from {', '.join(examples)}")
+    parser.add_argument("--name", help="the project's name; DIR's, if left out")
+    parser.add_argument("--cookie", default=COOKIE, metavar="KEY=VALUE", help="your host's magic cookie")
+    parser.add_argument("--protocol-version", type=int, action="append", metavar="N", help="repeat it for several")
+    parser.add_argument("--copy", action="store_true", help="copy goplugin/ in, instead of depending on it")
+    options = parser.parse_args(arguments)
+    folder, name = options.folder, options.name or options.folder.resolve().name
+    if not (SOURCE / "starter").exists():
+        parser.error(f"{HERE} is a copy, without the files that a new project needs: run an installed goplugin")
+    if options.example and options.example not in examples:
+        parser.error(f"--from is one of {', '.join(examples)}; {options.example!r} is not")
+    if not re.fullmatch(r"[A-Za-z]([\w.-]*[A-Za-z0-9])?", name, re.ASCII) or name.lower() in ("goplugin", "test"):
+        parser.error(f"{name!r} cannot be the project's name: choose one by --name, of letters, digits, '-', '_', '.'")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        parser.error(f"{folder} is there already: choose a folder that is not, or is empty")
+    origin = SOURCE / "examples" / options.example if options.example else SOURCE
+    key, _, value = options.cookie.partition("=")
+    if not (key and value):
+        parser.error(f"--cookie needs KEY=VALUE, such as {COOKIE}")
+    filled = {}
+    if options.cookie != COOKIE or options.protocol_version:
+        if HANDSHAKE not in (origin / "plugin.py").read_text(encoding="utf-8"):
+            parser.error(f"{options.example} has a cookie and versions of its own: change them in its plugin.py")
+        versions = f"protocol_versions={options.protocol_version or [1]}"
+        cookie = f"magic_cookie_key={json.dumps(key)},\n    magic_cookie_value={json.dumps(value)}"
+        filled = {HANDSHAKE: f"(\n    {versions},\n    {cookie},\n)"}
+    make(folder, origin, name, filled, copy=options.copy)
+    steps = (folder / "README.md").read_text(encoding="utf-8").partition("\n1. ")[2].partition("\n\n")[0]
+    print(f"{folder} has a plugin that works: README.md there says how to run it, and how to make it yours:")
+    print(f"1. {steps}")
+    return 0

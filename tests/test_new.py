@@ -1,0 +1,220 @@
+"""`python -m goplugin new` and `protos`: a wheel and an empty folder are all that a person needs, not even make."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kv
+import pytest
+import venvs
+from harness import ROOT, World
+
+BIN = "Scripts" if sys.platform == "win32" else "bin"
+WITH_TESTS = sorted(path.parent.parent.name for path in ROOT.glob("examples/*/tests/test_plugin.py"))
+
+
+def run(*command: str | Path, cwd: Path, fails: bool = False, **env: str | Path) -> str:
+    """What the command prints, in an environment that has nothing of ours but what `env` says."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "PIP"))}
+    options: Any = {"cwd": cwd, "env": {**inherited, **{name: str(value) for name, value in env.items()}}}
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, **options)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return str(done.stderr if fails else done.stdout)
+
+
+def new(folder: Path, *arguments: str | Path, fails: bool = False) -> str:
+    """What `new` prints, run from the source in this folder."""
+    return run(sys.executable, "-m", "goplugin", "new", *arguments, cwd=folder, fails=fails, PYTHONPATH=ROOT)
+
+
+@pytest.fixture(scope="module")
+def python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A venv in an empty folder with spaces; the wheel is installed there, by pip."""
+    folder = tmp_path_factory.mktemp("nothing but Python")
+    run(sys.executable, "-m", "venv", "venv", cwd=folder)
+    python = folder / "venv" / BIN / "python"
+    run(python, "-m", "pip", "install", "-q", "pip>=25.1", next(built.glob("*.whl")), cwd=folder)
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("copy", [(), ("--copy",)], ids=["depends", "copy"])
+def test_by_pip(world: World, built: Path, python: Path, tmp_path: Path, copy: tuple[str, ...]) -> None:
+    """Without a network, make and git, `new` makes a plugin that a Go host runs; its tests and linters pass."""
+    folder = tmp_path / "my plugins" / "notes"
+    folder.parent.mkdir()
+    said = run(
+        python, "-m", "goplugin", "new", "notes", *copy, cwd=folder.parent, PATH="", https_proxy="http://[::1]:9"
+    )
+    assert "2. In notes_plugin.py, replace KVServicer" in said
+    assert (folder / "goplugin").exists() == bool(copy)
+    assert not (folder / "goplugin" / "template").exists()
+    del world.env["PYTHONPATH"]
+    if copy:
+        assert "is a copy" in run(python, "-m", "goplugin", "new", "x", cwd=folder, fails=True)
+        run(python, "-m", "pip", "uninstall", "-q", "-y", "goplugin", cwd=folder)
+    try:
+        for auto_mtls in (False, True):
+            host = world.started(folder / "notes_plugin.py", python=python, auto_mtls=auto_mtls)
+            kv.put(host, "k", b"v")
+            assert kv.get(host, "k") == b"v" + kv.SUFFIX
+        run(python, "-m", "pip", "install", "-q", "-e", ".", "--group", "dev", cwd=folder, PIP_FIND_LINKS=built)
+        installed = world.started(cmd=[str(python.parent / "notes")])
+        assert kv.get(installed, "k") == b"v" + kv.SUFFIX
+        for command, result in COMMANDS.items():
+            assert result in run(python, "-m", *command.split(), cwd=folder), command
+    finally:
+        run(python, "-m", "pip", "uninstall", "-q", "-y", "notes", cwd=folder)
+        run(python, "-m", "pip", "install", "-q", "--no-deps", next(built.glob("*.whl")), cwd=folder)
+
+
+COMMANDS = {
+    "goplugin protos": "Generated the code for kv.proto",
+    "pytest": "4 passed",
+    "ruff check": "All checks passed",
+    "ruff format --check": "already formatted",
+    "mypy": "Success",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("example", ["", "asyncio", *WITH_TESTS])
+def test_by_uv(built: Path, tmp_path: Path, example: str) -> None:
+    """By the path of a wheel, as long as no registry has goplugin. It may have an older one."""
+    uv = Path(sys.executable).parent / "uv"
+    env: dict[str, Any] = {"UV_FIND_LINKS": built, "UV_PYTHON": sys.executable}
+    (wheel,) = built.glob("*.whl")
+    options = ["--from", example] if example else []
+    run(uv, "tool", "run", "--from", wheel, "goplugin", "new", "a", *options, "--name", "My.Notes", cwd=tmp_path, **env)
+    folder = tmp_path / "a"
+    run(uv, "sync", cwd=folder, **env)
+    if (folder / "fetch.py").exists():
+        run(uv, "run", "python", "fetch.py", cwd=folder, **env)
+    if example != "terraform":
+        run(uv, "run", "python", "-m", "goplugin", "protos", cwd=folder, **env)
+    for command in ("pytest", "ruff check", "ruff format --check", "mypy"):
+        run(uv, "run", *command.split(), cwd=folder, **env)
+    program = {"terraform": "terraform-provider-My.Notes", "tflint": "tflint-ruleset-My.Notes"}.get(example, "My.Notes")
+    said = run(folder / ".venv" / BIN / program, cwd=folder, fails=True)
+    assert "its host starts it" in said
+    run(uv, "build", "-q", "--wheel", cwd=folder, **env)
+    python = venvs.make(tmp_path / "other")
+    run(uv, "pip", "install", "--python", python, *(folder / "dist").glob("*.whl"), cwd=tmp_path, **env)
+    assert run(tmp_path / "other" / BIN / program, cwd=tmp_path, fails=True) == said
+    packages = {path.name for path in next((tmp_path / "other").rglob("site-packages")).iterdir()}
+    assert not packages & {"plugin.py", "provider.py", "servicer.py", "dist.py", "fetch.py", "tests"}
+
+
+@pytest.mark.slow
+def test_the_wheel_of_the_sdist_is_the_same(built: Path, tmp_path: Path) -> None:
+    (sdist,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
+    shutil.unpack_archive(sdist, tmp_path)
+    (source,) = tmp_path.iterdir()
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=source, check=True)
+    assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+@pytest.mark.parametrize("example", ["", "asyncio", "bidirectional"])
+def test_options_fill_in_what_the_host_wants(world: World, tmp_path: Path, example: str) -> None:
+    new(
+        tmp_path, "a", "--name", "Greeter.One-plugin", "--cookie", r"GREETER=good \day=", "--protocol-version", "5",
+        "--protocol-version", "6", *(["--from", example] if example else []),
+    )  # fmt: skip
+    plugin = tmp_path / "a" / "greeter_one_plugin.py"
+    if example == "bidirectional":
+        run(sys.executable, "-m", "goplugin", "protos", cwd=tmp_path / "a", PYTHONPATH=ROOT)
+    for tool in ("ruff check", "ruff format --check"):
+        run(sys.executable, "-m", *tool.split(), cwd=tmp_path / "a")
+    host = world.host(plugin, cookie=("GREETER", r"good \day="), versions=[4, 5, 6])
+    assert host.ask("start")["version"] == 6
+    assert 'name = "Greeter.One-plugin"' in (tmp_path / "a" / "pyproject.toml").read_text()
+
+
+WRONG = {
+    "no folder": ([], "DIR"),
+    "a file": (["file"], "is there already"),
+    "not empty": (["full"], "is there already"),
+    "a space in the name": (["my notes"], "'my notes' cannot be the project's name: choose one by --name"),
+    "a digit first": (["a", "--name", "2fast"], "cannot be the project's name"),
+    "not ASCII": (["a", "--name", "größe"], "cannot be the project's name"),
+    "the library's name": (["goplugin"], "cannot be the project's name"),
+    "what pytest takes for a test": (["test"], "cannot be the project's name"),
+    "an example that is not there": (["a", "--from", "nothing"], "--from is one of asyncio, bidirectional, "),
+    "a path instead of an example": (["a", "--from", "../examples/vault"], "--from is one of asyncio, "),
+    "a cookie without a value": (["a", "--cookie", "KEY"], "--cookie needs KEY=VALUE"),
+    "an empty cookie": (["a", "--cookie", ""], "--cookie needs KEY=VALUE"),
+    "a version that is no number": (["a", "--protocol-version", "v5"], "--protocol-version"),
+    "a cookie for Terraform": (["a", "--from", "terraform", "--cookie", "K=V"], "terraform has a cookie and versions"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_mistakes(tmp_path: Path, mistake: str) -> None:
+    arguments, message = WRONG[mistake]
+    (tmp_path / "full").mkdir()
+    for file in ("file", "full/mine"):
+        (tmp_path / file).write_text("mine")
+    assert message in new(tmp_path, *arguments, fails=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine"]
+
+
+def test_this_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder" / "notes"
+    folder.mkdir(parents=True)
+    new(folder, ".")
+    assert (folder / "notes_plugin.py").exists()
+    text = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert not [word for word in ("PROJECT_NAME", "PROGRAM_NAME", "MODULE_PREFIX", '"DE') if word in text]
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    goplugin = (sys.executable, "-m", "goplugin")
+    listed = run(*goplugin, cwd=tmp_path, PYTHONPATH=ROOT).splitlines()
+    assert [line.split()[3] for line in listed] == ["new", "protos", "check"]
+    for line in listed:
+        assert f"usage: {line.partition('  ')[0].strip()} " in run(
+            *goplugin, line.split()[3], "-h", cwd=tmp_path, PYTHONPATH=ROOT
+        )
+    assert "There is no command 'knew'." in run(*goplugin, "knew", cwd=tmp_path, PYTHONPATH=ROOT, fails=True)
+
+
+def protos(folder: Path, *, fails: bool = False) -> str:
+    return run(sys.executable, "-m", "goplugin", "protos", cwd=folder, PYTHONPATH=ROOT, fails=fails)
+
+
+# Of .proto files, what each imports; and a module that they then give.
+LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
+    "one folder": ({"a.proto": ""}, "a_pb2_grpc"),
+    "folders": ({"a.proto": "", "one/b.proto": "a.proto", "one/two/c.proto": "one/b.proto"}, "one.two.c_pb2_grpc"),
+    "buf's": ({"proto/notes/v1/a.proto": "", "proto/notes/v1/b.proto": "notes/v1/a.proto"}, "notes.v1.b_pb2_grpc"),
+    "a folder called proto": ({"proto/a.proto": "", "b.proto": "proto/a.proto"}, "b_pb2_grpc"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_protos_generates_what_can_be_imported(tmp_path: Path, layout: str) -> None:
+    """But nothing of goplugin's, of tests, and of a venv, whatever it is called."""
+    files, module = LAYOUTS[layout]
+    others = ("goplugin/services/x.proto", "tests/y.proto", ".venv/z.proto", "env/lib/z.proto", "build/lib/a.proto")
+    for name in (*files, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        imported = f'import "{files[name]}";' if files.get(name) else ""
+        text = f'syntax = "proto3"; package {Path(name).stem}; {imported} message M {{}} service S {{}}'
+        (tmp_path / name).write_text(text)
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    protos(tmp_path)
+    stems = [name.removesuffix(".proto").removeprefix("proto/" if layout == "buf's" else "") for name in files]
+    generated = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*_pb2*")}
+    assert generated == {stem + end for stem in stems for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")}
+    run(sys.executable, "-c", f"import {module}", cwd=tmp_path)
+
+
+def test_protos_says_what_is_wrong(tmp_path: Path) -> None:
+    assert "there is no .proto file in this folder" in protos(tmp_path, fails=True)
+    (tmp_path / "a.proto").write_text("syntax = 'proto3'; message A { B b = 1; }")
+    assert 'a.proto:1:32: "B" is not defined.' in protos(tmp_path, fails=True)
