@@ -6,7 +6,6 @@ python -m goplugin protos
 import argparse
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,9 +32,10 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("there is no .proto file in this folder: put your host's here")
     if not importlib.util.find_spec("grpc_tools"):
         parser.error("the generator is missing: python -m pip install grpcio-tools")
-    # In buf's layout, files in proto/ import each other as "notes/v1/notes.proto", and make the package notes.v1.
-    from_here = any(re.search(r'\bimport\s[^;]*"proto/', file.read_text(encoding="utf-8")) for file in files)
-    roots = ["-I."] if from_here or not Path("proto").is_dir() else ["-Iproto", "-I."]
+    # In buf's layout, proto/notes/v1/notes.proto is notes/v1/notes.proto to the files that import it. In go-plugin's own,
+    # proto/notes.proto is just that.
+    by_buf = Path("proto").is_dir() and not any(Path("proto").glob("*.proto"))
+    roots = ["-Iproto", "-I."] if by_buf else ["-I."]
     command = [
         sys.executable,
         "-m",

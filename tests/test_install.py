@@ -180,6 +180,7 @@ def test_from_a_new_folder_to_what_is_shipped(built: Path, tmp_path: Path) -> No
     (folder / "launcher").write_text('#!/bin/sh\nexec .venv/bin/python greeter_plugin.py "$@"\n')
     (folder / "launcher").chmod(0o755)
     run(*check, "--", "./launcher")
+    run(*check, "--", ".venv/bin/greeter")
     run(".venv/bin/pip", "install", "-q", "shiv")
     run(".venv/bin/pip", "install", "-q", "--target", "build", ".")
     run(

@@ -192,6 +192,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
     "one folder": ({"a.proto": ""}, "a_pb2_grpc"),
     "folders": ({"a.proto": "", "one/b.proto": "a.proto", "one/two/c.proto": "one/b.proto"}, "one.two.c_pb2_grpc"),
     "buf's": ({"proto/notes/v1/a.proto": "", "proto/notes/v1/b.proto": "notes/v1/a.proto"}, "notes.v1.b_pb2_grpc"),
+    "go-plugin's": ({"proto/kv.proto": ""}, "proto.kv_pb2_grpc"),
     "a folder called proto": ({"proto/a.proto": "", "b.proto": "proto/a.proto"}, "b_pb2_grpc"),
 }
 

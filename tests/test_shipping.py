@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import venvs
 from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 
@@ -22,16 +21,15 @@ pytestmark = pytest.mark.xdist_group("shipping")  # in one process, which builds
 
 @pytest.fixture(scope="module")
 def one_file(programs: Path) -> Path:
-    """What README's commands make, in a copy of the project, with the packages that are installed already."""
-    project = programs / "shipped"
-    skipped = shutil.ignore_patterns(".venv", ".git", "demo", "build", "__pycache__", ".*_cache", ".cache")
-    shutil.copytree(ROOT, project, ignore=skipped)
+    """What the guide's commands make of a new project, with the packages that are installed already."""
+    project = programs / "notes"
+    subprocess.run([sys.executable, "-m", "goplugin", "new", "--copy", project], cwd=ROOT, check=True)
     (project / ".venv").symlink_to(sys.prefix)
     block = console_block("shiv")
     commands = [line.removeprefix("$ ") for line in block.splitlines()]
     subprocess.run(["sh", "-e", "-c", "\n".join(commands)], cwd=project, check=True)
     shutil.rmtree(project / "build")  # it needs nothing but itself
-    return project / "kv.pyz"
+    return project / "notes.pyz"
 
 
 @pytest.mark.parametrize("way", ["alone in a folder", "symlink"])
@@ -74,23 +72,6 @@ def project(world: World) -> Path:
         shutil.copy(file, folder)
     shutil.copytree(ROOT / "goplugin", folder / "goplugin", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)  # pip may take long
-@pytest.mark.plain_only("a venv for it takes long, and knows nothing of it")
-def test_the_path_that_pip_makes(world: World, project: Path) -> None:
-    (project / "pyproject.toml").write_text(shown("[project]"))
-    (project / "tests").mkdir()
-    (project / "tests" / "test_plugin.py").touch()
-    python = venvs.make(world.folder / "venv")
-    venvs.install(python, "-c", ROOT / "constraints.txt", project)
-    shutil.rmtree(project)
-    assert not list(world.folder.glob("venv/**/test_plugin.py"))
-    host = world.started(cmd=[str(python.parent / "notes")], auto_mtls=True)
-    put(host, "k", b"v")
-    assert get(host, "k") == b"v" + SUFFIX
-    assert host.ask("kill")["seconds"] < 1.9
 
 
 @pytest.mark.slow
