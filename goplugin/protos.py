@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("there is no .proto file in this folder: put your host's here")
     if not importlib.util.find_spec("grpc_tools"):
         parser.error("the generator is missing: python -m pip install grpcio-tools")
-    # In buf's layout, proto/notes/v1/notes.proto is notes/v1/notes.proto to the files that import it. In go-plugin's own,
+    # In buf's layout, proto/notes/v1/notes.proto is notes/v1/notes.proto to files that import it; in go-plugin's own,
     # proto/notes.proto is just that.
     by_buf = Path("proto").is_dir() and not any(Path("proto").glob("*.proto"))
     roots = ["-Iproto", "-I."] if by_buf else ["-I."]

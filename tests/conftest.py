@@ -64,7 +64,7 @@ def copies(programs: Path) -> Callable[[str], Example]:
 def built(programs: Path) -> Path:
     """A folder with a wheel, an sdist, and `source`, a copy of the project."""
     folder = programs / "built"
-    skipped = shutil.ignore_patterns(".venv*", ".git", "demo", "__pycache__", ".*cache")
+    skipped = shutil.ignore_patterns(".venv*", ".git", ".hosts", ".windows", "demo", "__pycache__", ".*cache")
     shutil.copytree(ROOT, folder / "source", ignore=skipped)
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=folder / "source", check=True)
     return folder

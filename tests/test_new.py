@@ -72,6 +72,24 @@ def test_by_pip(world: World, built: Path, python: Path, tmp_path: Path, copy: t
         run(python, "-m", "pip", "install", "-q", "--no-deps", next(built.glob("*.whl")), cwd=folder)
 
 
+@pytest.mark.windows
+@pytest.mark.skipif(
+    sys.platform != "win32", reason="test_by_pip does it in a venv, which Python under Wine cannot make"
+)
+def test_by_pip_on_windows(world: World, built: Path, tmp_path: Path) -> None:
+    library, project = tmp_path / "library", tmp_path / "project"
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target")
+    run(*pip, library, next(built.glob("*.whl")), cwd=tmp_path)
+    run(sys.executable, "-m", "goplugin", "new", "notes", cwd=tmp_path, PYTHONPATH=library)
+    run(*pip, project, tmp_path / "notes", cwd=tmp_path)
+    world.env["PYTHONPATH"] = f"{library}{os.pathsep}{project}"
+    for auto_mtls in (False, True):
+        host = world.started(cmd=[str(project / "bin" / "notes.exe")], auto_mtls=auto_mtls)
+        kv.put(host, "k", b"v")
+        assert kv.get(host, "k") == b"v" + kv.SUFFIX
+        assert host.ask("kill")["seconds"] < 4
+
+
 COMMANDS = {
     "goplugin protos": "Generated the code for kv.proto",
     "pytest": "4 passed",
@@ -119,6 +137,7 @@ def test_the_wheel_of_the_sdist_is_the_same(built: Path, tmp_path: Path) -> None
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
 
+@pytest.mark.windows
 @pytest.mark.parametrize("example", ["", "asyncio", "bidirectional"])
 def test_options_fill_in_what_the_host_wants(world: World, tmp_path: Path, example: str) -> None:
     new(
@@ -153,6 +172,7 @@ WRONG = {
 }
 
 
+@pytest.mark.windows
 @pytest.mark.parametrize("mistake", WRONG)
 def test_mistakes(tmp_path: Path, mistake: str) -> None:
     arguments, message = WRONG[mistake]
@@ -163,6 +183,7 @@ def test_mistakes(tmp_path: Path, mistake: str) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine"]
 
 
+@pytest.mark.windows
 def test_this_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a folder" / "notes"
     folder.mkdir(parents=True)
@@ -172,6 +193,7 @@ def test_this_folder(tmp_path: Path) -> None:
     assert not [word for word in ("PROJECT_NAME", "PROGRAM_NAME", "MODULE_PREFIX", '"DE') if word in text]
 
 
+@pytest.mark.windows
 def test_the_commands(tmp_path: Path) -> None:
     goplugin = (sys.executable, "-m", "goplugin")
     listed = run(*goplugin, cwd=tmp_path, PYTHONPATH=ROOT).splitlines()
@@ -197,6 +219,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+@pytest.mark.windows
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_protos_generates_what_can_be_imported(tmp_path: Path, layout: str) -> None:
     """But nothing of goplugin's, of tests, and of a venv, whatever it is called."""
