@@ -1,4 +1,4 @@
-"""The command line: `python -m goplugin` lists the commands. The work is done in the module that each is called like."""
+"""The command line: `python -m goplugin` lists the commands. The module of the same name does the work."""
 
 import argparse
 import json

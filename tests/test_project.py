@@ -116,7 +116,7 @@ def test_a_venv_that_works_is_used_as_it_is(tmp_path: Path) -> None:
 
 def test_demo_prints_what_readme_shows(world: World) -> None:
     """In a copy of the project, with the packages that are installed already."""
-    skipped = shutil.ignore_patterns(".venv", ".git", "demo", "__pycache__", ".*_cache")
+    skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "demo", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, world.folder, ignore=skipped, dirs_exist_ok=True)
     (world.folder / ".venv").symlink_to(Path(sys.prefix))
     demo = world.run("make", "--no-print-directory", "--old-file=.venv/running", "demo")

@@ -21,7 +21,7 @@ TEMPLATE = ROOT / "tests" / "template"
 def copied(programs: Path) -> Path:
     """The folder that README's commands make, with the service of the test in it."""
     project = programs / "project"
-    skipped = shutil.ignore_patterns(".venv", ".git", "demo", "__pycache__", ".*_cache", ".cache")
+    skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "demo", "__pycache__", ".*_cache", ".cache")
     shutil.copytree(ROOT, project, ignore=skipped)
     (project / ".venv").symlink_to(sys.prefix)
     block = console_block("make protos")
