@@ -104,7 +104,10 @@ def main(arguments: Sequence[str]) -> int:
         versions = f"protocol_versions={options.protocol_version or [1]}"
         cookie = f"magic_cookie_key={json.dumps(key)},\n    magic_cookie_value={json.dumps(value)}"
         filled = {HANDSHAKE: f"(\n    {versions},\n    {cookie},\n)"}
-    make(folder, origin, name, filled, copy=options.copy)
+    try:
+        make(folder, origin, name, filled, copy=options.copy)
+    except OSError as error:
+        parser.error(f"cannot write the project: {error}")
     steps = (folder / "README.md").read_text(encoding="utf-8").partition("\n1. ")[2].partition("\n\n")[0]
     print(f"{folder} has a plugin that works: README.md there says how to run it, and how to make it yours:")
     print(f"1. {steps}")

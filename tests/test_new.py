@@ -157,6 +157,7 @@ def test_options_fill_in_what_the_host_wants(world: World, tmp_path: Path, examp
 WRONG = {
     "no folder": ([], "DIR"),
     "a file": (["file"], "is there already"),
+    "below a file": (["file/notes"], "cannot write the project: "),
     "not empty": (["full"], "is there already"),
     "a space in the name": (["my notes"], "'my notes' cannot be the project's name: choose one by --name"),
     "a digit first": (["a", "--name", "2fast"], "cannot be the project's name"),
