@@ -15,6 +15,7 @@ from goplugin.version import __version__
 HERE = Path(__file__).resolve().parent
 # The files are those of goplugin's own project; pyproject.toml puts them into the wheel, in template/.
 SOURCE = HERE / "template" if (HERE / "template").exists() else HERE.parent
+# Of what is copied; the packages go to pyproject.toml.
 SKIPPED = shutil.ignore_patterns("__pycache__", ".*_cache", "template", "requirements.txt")
 # Installed modules share the names of all packages in a venv, so that of the project goes in front of these.
 MODULES = re.compile(
