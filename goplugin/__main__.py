@@ -1,13 +1,19 @@
 """The command line: `python -m goplugin` lists the commands. The module of the same name does the work."""
 
 import argparse
+import importlib.metadata
 import json
+import platform
+import ssl
 import sys
 from collections.abc import Sequence
 
 from goplugin import new, protos
 from goplugin.check import FAILED, Check
 from goplugin.handshake import HandshakeConfig
+from goplugin.version import __version__
+
+PACKAGES = ("grpcio", "grpcio-health-checking", "grpcio-reflection", "protobuf", "cryptography", "pygrpc-native")
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -41,10 +47,27 @@ def check(arguments: Sequence[str]) -> int:
     return int(failed)
 
 
+def versions(arguments: Sequence[str]) -> int:
+    """Print the versions of what a plugin in this Python runs with; return 0."""
+    parser = argparse.ArgumentParser(prog="python -m goplugin versions", description=COMMANDS["versions"][1])
+    parser.parse_args(arguments)
+    print("goplugin", __version__)
+    print(platform.python_implementation(), platform.python_version())  # CPython, say
+    for package in PACKAGES:
+        try:
+            print(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            print(package, "is not installed")
+    print(ssl.OPENSSL_VERSION)
+    print(platform.platform())
+    return 0
+
+
 COMMANDS = {
     "new": (new.main, "start a plugin of your own"),
     "protos": (protos.main, "generate the Python code for your .proto files"),
     "check": (check, "play a host, and say what works and what does not"),
+    "versions": (versions, "list the versions of goplugin and of what it runs with, for a report"),
 }
 
 
@@ -56,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = name in ("-h", "--help")
     for line in (
         *([] if asked else [f"There is no command {name!r}. These are:"]),
-        *(f"python -m goplugin {command:6}  {purpose}" for command, (_, purpose) in COMMANDS.items()),
+        *(f"python -m goplugin {command:8}  {purpose}" for command, (_, purpose) in COMMANDS.items()),
     ):
         print(line, file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

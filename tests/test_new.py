@@ -1,16 +1,22 @@
 """`python -m goplugin new` and `protos`: a wheel and an empty folder are all that a person needs, not even make."""
 
 import os
+import platform
 import shutil
+import ssl
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import grpc
 import kv
 import pytest
 import venvs
 from harness import ROOT, World
+
+import goplugin
 
 BIN = "Scripts" if sys.platform == "win32" else "bin"
 WITH_TESTS = sorted(path.parent.parent.name for path in ROOT.glob("examples/*/tests/test_plugin.py"))
@@ -198,12 +204,32 @@ def test_this_folder(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path) -> None:
     goplugin = (sys.executable, "-m", "goplugin")
     listed = run(*goplugin, cwd=tmp_path, PYTHONPATH=ROOT).splitlines()
-    assert [line.split()[3] for line in listed] == ["new", "protos", "check"]
+    assert [line.split()[3] for line in listed] == ["new", "protos", "check", "versions"]
     for line in listed:
         assert f"usage: {line.partition('  ')[0].strip()} " in run(
             *goplugin, line.split()[3], "-h", cwd=tmp_path, PYTHONPATH=ROOT
         )
     assert "There is no command 'knew'." in run(*goplugin, "knew", cwd=tmp_path, PYTHONPATH=ROOT, fails=True)
+
+
+@pytest.mark.windows
+def test_versions(tmp_path: Path) -> None:
+    said = run(sys.executable, "-m", "goplugin", "versions", cwd=tmp_path, PYTHONPATH=ROOT).splitlines()
+    python = sys.version.split()[0]
+    assert said[:3] == [f"goplugin {goplugin.__version__}", f"CPython {python}", f"grpcio {grpc.__version__}"]
+    assert f"protobuf {version('protobuf')}" in said
+    assert f"cryptography {version('cryptography')}" in said
+    assert said[-2:] == [ssl.OPENSSL_VERSION, platform.platform()]
+
+
+@pytest.mark.slow
+def test_versions_say_what_is_missing(built: Path, tmp_path: Path) -> None:
+    python = venvs.make(tmp_path / "venv")
+    venvs.install(python, "grpcio", "grpcio-health-checking", "protobuf")
+    venvs.install(python, "--no-deps", next(built.glob("*.whl")))
+    said = run(python, "-m", "goplugin", "versions", cwd=tmp_path).splitlines()
+    missing = [line.split()[0] for line in said if line.endswith(" is not installed")]
+    assert missing == ["grpcio-reflection", "cryptography", "pygrpc-native"]
 
 
 def protos(folder: Path, *, fails: bool = False) -> str:
