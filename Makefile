@@ -10,6 +10,7 @@ help:
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
 	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
 	@echo "make own-protos  the same with an old generator, for every protobuf from 4.25 on; goplugin's too"
+	@echo "make release   build a release, and try it in new projects: a minute; it says how to publish it"
 	@echo "make bench     compare the plugin's speed with other plugins': 20 minutes; needs Python 3.11"
 	@echo "make clean     remove everything that these commands made"
 	@echo
@@ -50,6 +51,9 @@ matrix: .venv/testing go newest-python
 newest-python: .venv/testing
 	@sh tests/python.sh
 
+release: .venv/testing newest-python
+	@.venv/bin/python tests/release.py
+
 # What 1.62 generates runs with every protobuf from 4.25 on. It needs Python 3.10 to 3.12.
 own-protos:
 	$(PYTHON) -m venv .venv-protos
@@ -80,4 +84,4 @@ go: .venv/running
 
 include venv.mk
 
-.PHONY: help demo new test test-all hosts windows lint matrix newest-python own-protos bench clean go
+.PHONY: help demo new test test-all hosts windows lint matrix newest-python release own-protos bench clean go

@@ -11,6 +11,7 @@ import pytest
 import venvs
 from harness import ROOT, World
 
+import goplugin
 from docs import FILES, console_block, console_blocks
 
 GENERATED = ["_pb2.py", "_pb2.pyi", "_pb2_grpc.py"]
@@ -41,7 +42,15 @@ def test_the_versions_of_python_are_the_same_everywhere() -> None:
     assert re.findall(r"^ +python: (\[.*\])$", workflow, re.MULTILINE) == [json.dumps(versions)]
     assert f"tested on Linux with Python {oldest} to {newest}" in (ROOT / "README.md").read_text()
     assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    assert re.findall(r"^ +(3\.\d+)$", release, re.MULTILINE) == [oldest, newest]
     assert re.findall(r"python(3\.\d+)\b", (ROOT / "tests" / "python.sh").read_text())[0] == newest
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    headings = re.findall(r"^## (\S+)(?: - \d{4}-\d\d-\d\d)?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(heading for heading in headings if heading != "Unreleased") == goplugin.__version__
+    assert re.findall(r"`goplugin (.*) serves`", (ROOT / "README.md").read_text()) == [goplugin.__version__]
 
 
 @pytest.mark.slow

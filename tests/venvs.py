@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import ROOT
+from docs import ROOT
 
 
 def supported() -> list[str]:
