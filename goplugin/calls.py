@@ -150,7 +150,7 @@ class Calls(grpc.ServerInterceptor):
         """Log that all threads are taken, and by what."""
         _log.warning(
             "all threads are taken, and further calls wait: %s. A handler has to end when its caller has left: see"
-            " context.add_callback in goplugin's guide",
+            " context.add_callback(). If the callers are there, raise the limit: goplugin.Workers(max_threads=...)",
             summary(self._running),
         )
 

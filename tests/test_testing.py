@@ -304,6 +304,18 @@ def test_a_plugin_that_does_not_leave_is_killed() -> None:
 
 
 @pytest.mark.windows
+@pytest.mark.windows
+@AUTO_MTLS
+def test_kill_disconnects_as_in_go(auto_mtls: bool) -> None:
+    """So a stream that waits for the end of its call does not delay the plugin."""
+    with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
+        hold: Any = client.channel.unary_stream("/probe.Streams/hold")
+        stream = hold(b"")
+        assert next(stream) == b"open"
+    assert client.exit_code == 0
+    assert not [record for record in client.log if record["@level"] == "warn"]
+
+
 def test_versions_are_negotiated() -> None:
     both = goplugin.HandshakeConfig([6, 1], "BASIC_PLUGIN", "hello")
     with start([sys.executable, ROOT / "plugin.py"], both) as client:

@@ -58,7 +58,8 @@ class StreamerServicer(streamer_pb2_grpc.StreamerServiceServicer):
     def Follow(self, request: pb.Follow.Request, context: grpc.ServicerContext) -> Iterator[pb.Follow.ResponseChunk]:
         """Send what is appended to the file. Nothing may come for hours: a call that waits must notice its end."""
         ended = threading.Event()
-        context.add_callback(ended.set)
+        if not context.add_callback(ended.set):
+            return  # it has ended already
         with open(self.path(context), "rb") as file:
             file.seek(0, os.SEEK_END)
             context.send_initial_metadata(())  # the caller now knows that it will miss nothing

@@ -187,6 +187,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
             stub: Any = host_pb2_grpc.GRPCControllerStub(self.channel)
             with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):  # it has ended
                 self.cancel_at_end(stub.Shutdown.future(host_pb2.Empty(), timeout=timeout)).result()
+            self.channel.close()  # as in Go: calls in flight lose their caller
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(KILL_GRACE)
         if self._process and self.exit_code is None:
