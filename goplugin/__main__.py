@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from goplugin import new, protos
 from goplugin.check import FAILED, Check
 from goplugin.handshake import HandshakeConfig
+from goplugin.hosts import HOSTS
 from goplugin.version import __version__
 
 PACKAGES = ("grpcio", "grpcio-health-checking", "grpcio-reflection", "protobuf", "cryptography", "pygrpc-native")
@@ -19,22 +20,29 @@ PACKAGES = ("grpcio", "grpcio-health-checking", "grpcio-reflection", "protobuf",
 def check(arguments: Sequence[str]) -> int:
     """Check a plugin; the exit code is 0 if nothing failed, 1 if something did, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m goplugin check", description=COMMANDS["check"][1])
-    parser.add_argument("--cookie", required=True, metavar="KEY=VALUE", help="the magic cookie of the plugin's host")
-    parser.add_argument("--versions", default="1", help="the app protocol versions that the host offers: 1, or 5,6")
+    host = parser.add_mutually_exclusive_group(required=True)
+    host.add_argument("--host", choices=HOSTS, metavar="NAME", help=f"the plugin's host: {', '.join(HOSTS)}")
+    host.add_argument("--cookie", metavar="KEY=VALUE", help="the magic cookie of another host")
+    parser.add_argument("--versions", help="the app protocol versions that the host offers: 1, or 5,6")
     parser.add_argument("--timeout", type=float, default=30, help="seconds that the plugin has to start")
     parser.add_argument("--json", action="store_true", help="one JSON object per check")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what starts the plugin")
     options = parser.parse_args(arguments)
-    key, separator, value = options.cookie.partition("=")
-    if not (key and separator and value):
-        parser.error("--cookie needs KEY=VALUE, such as BASIC_PLUGIN=hello")
+    if options.host:
+        handshake, auto_mtls = HOSTS[options.host]
+    else:
+        key, _, value = options.cookie.partition("=")
+        if not (key and value):
+            parser.error("--cookie needs KEY=VALUE, such as BASIC_PLUGIN=hello")
+        handshake, auto_mtls = HandshakeConfig([1], key, value), None
     try:
-        versions = [int(text) for text in options.versions.split(",")]
+        if options.versions is not None:
+            handshake = handshake._replace(protocol_versions=[int(text) for text in options.versions.split(",")])
     except ValueError:
         parser.error(f"--versions needs numbers with commas between, not {options.versions!r}")
     failed = False
     try:
-        for result in Check(options.command, HandshakeConfig(versions, key, value), options.timeout).run():
+        for result in Check(options.command, handshake, options.timeout, auto_mtls=auto_mtls).run():
             failed |= result.outcome == FAILED
             if options.json:
                 print(json.dumps(result._asdict()), flush=True)

@@ -57,9 +57,12 @@ class Result(NamedTuple):
 class Check:
     """The checks of one plugin; `run` yields their results."""
 
-    def __init__(self, command: Sequence[str], handshake: HandshakeConfig, timeout: float) -> None:
-        """timeout: seconds that the plugin has to start."""
+    def __init__(
+        self, command: Sequence[str], handshake: HandshakeConfig, timeout: float, *, auto_mtls: bool | None = None
+    ) -> None:
+        """timeout: seconds that the plugin has to start. auto_mtls: whether its host sets it; None tries both."""
         self._command, self._handshake, self._timeout = command, handshake, timeout
+        self._kinds = (False, True) if auto_mtls is None else (auto_mtls,)
         self._marker = uuid.uuid4().hex
         self._ran: list[bool] = []  # the sessions to whose end it ran: without AutoMTLS, with it
 
@@ -70,8 +73,8 @@ class Check:
             self._env = {**os.environ, _MARKER: self._marker, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary)}
             try:
                 yield self._without_cookie()
-                yield from self._session(auto_mtls=False)
-                yield from self._session(auto_mtls=True)
+                for auto_mtls in self._kinds:
+                    yield from self._session(auto_mtls=auto_mtls)
                 if self._ran:
                     yield self._host_dies()
             finally:
@@ -122,9 +125,9 @@ class Check:
                 yield self._shutdown(kind, client, time.monotonic() - began)
         except PluginError as error:
             cure = "see the plugin's log above"
-            if not auto_mtls:
+            if auto_mtls != self._kinds[-1]:
                 cure += "; what follows is tried with AutoMTLS alone"
-            elif self._ran and error.exit_code is None:  # without AutoMTLS it can do more
+            elif error.exit_code is None and (self._ran or "line has no certificate" in str(error)):
                 cure = "honour PLUGIN_CLIENT_CERT: serve TLS, and put your certificate into the handshake line"
             yield Result(name, FAILED, str(error), cure)
             return

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from goplugin.hosts import HOSTS
 from goplugin.version import __version__
 
 HERE = Path(__file__).resolve().parent
@@ -74,6 +75,11 @@ def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, co
         shutil.copytree(HERE, folder / "goplugin", ignore=SKIPPED)
 
 
+def plugin(example: str | None) -> str:
+    """Return the text of the example's plugin.py; of goplugin's own if there is no example."""
+    return (SOURCE / (f"examples/{example}" if example else "") / "plugin.py").read_text(encoding="utf-8")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return 0. SystemExit, with 2, for wrong arguments."""
     examples = sorted(path.parent.name for path in SOURCE.glob("examples/*/plugin.py"))
@@ -81,7 +87,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="an empty folder, or one that is not there yet")
     parser.add_argument("--from", dest="example", metavar="EXAMPLE", help=f"start from {', '.join(examples)}")
     parser.add_argument("--name", help="the project's name; DIR's, if left out")
-    parser.add_argument("--cookie", default=COOKIE, metavar="KEY=VALUE", help="your host's magic cookie")
+    host = parser.add_mutually_exclusive_group()
+    host.add_argument("--host", choices=HOSTS, metavar="HOST", help=f"your host, if it is one of {', '.join(HOSTS)}")
+    host.add_argument("--cookie", default=COOKIE, metavar="KEY=VALUE", help="the magic cookie of another host")
     parser.add_argument("--protocol-version", type=int, action="append", metavar="N", help="repeat it for several")
     parser.add_argument("--copy", action="store_true", help="copy goplugin/ in, instead of depending on it")
     options = parser.parse_args(arguments)
@@ -94,15 +102,20 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"{name!r} cannot be the project's name: choose one by --name, of letters, digits, '-', '_', '.'")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         parser.error(f"{folder} is there already: choose a folder that is not, or is empty")
-    origin = SOURCE / "examples" / options.example if options.example else SOURCE
     key, _, value = options.cookie.partition("=")
     if not (key and value):
         parser.error(f"--cookie needs KEY=VALUE, such as {COOKIE}")
-    filled = {}
-    if options.cookie != COOKIE or options.protocol_version:
-        if HANDSHAKE not in (origin / "plugin.py").read_text(encoding="utf-8"):
+    offered: Sequence[int] = [1]
+    if options.host:
+        offered, key, value = HOSTS[options.host].handshake
+        theirs = (example for example in examples if f'"{key}"' in plugin(example))
+        options.example = options.example or next(theirs, None)
+    origin = SOURCE / "examples" / options.example if options.example else SOURCE
+    own, filled = plugin(options.example), {}
+    if options.protocol_version or options.cookie != COOKIE or (options.host and f'"{key}"' not in own):
+        if HANDSHAKE not in own:
             parser.error(f"{options.example} has a cookie and versions of its own: change them in its plugin.py")
-        versions = f"protocol_versions={options.protocol_version or [1]}"
+        versions = f"protocol_versions={options.protocol_version or [*offered]}"
         cookie = f"magic_cookie_key={json.dumps(key)},\n    magic_cookie_value={json.dumps(value)}"
         filled = {HANDSHAKE: f"(\n    {versions},\n    {cookie},\n)"}
     try:

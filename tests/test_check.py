@@ -12,6 +12,7 @@ import pytest
 from harness import ROOT, eventually
 
 from goplugin import __main__, check
+from goplugin.hosts import HOSTS
 
 COOKIE = ["--cookie", "BASIC_PLUGIN=hello"]
 
@@ -46,9 +47,12 @@ def guide(changes: dict[str, str]) -> str:
     return script
 
 
-def results(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
+def results(
+    capsys: pytest.CaptureFixture[str], *command: str | Path, host: str = ""
+) -> tuple[int, dict[str, dict[str, str]]]:
     """The exit code, and what --json prints, by the name of the check."""
-    code = __main__.main(["check", *COOKIE, "--timeout", "60", "--json", "--", *map(str, command)])
+    of_host = ["--host", host] if host else COOKIE
+    code = __main__.main(["check", *of_host, "--timeout", "60", "--json", "--", *map(str, command)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return code, {line["check"]: line for line in lines}
 
@@ -119,6 +123,29 @@ def test_a_mistake_is_found(
     assert found[name]["outcome"] == check.FAILED
     assert says in found[name]["text"]
     assert found[name]["cure"]
+
+
+@pytest.mark.windows
+@pytest.mark.parametrize("host", ["terraform", "tflint", "steampipe"])
+def test_a_host_is_known_by_name(
+    host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cookie and its newest version, and AutoMTLS if it uses that: the guide's plugin has none."""
+    monkeypatch.setattr(check, "PATIENCE", 1.0)
+    (versions, key, value), auto_mtls = HOSTS[host]
+    script = guide({}).replace('"BASIC_PLUGIN"', repr(key)).replace('"hello"', repr(value))
+    code, found = results(capsys, sys.executable, "-c", script.replace("1|1|", f"1|{versions[-1]}|"), host=host)
+    assert code == 1
+    assert found["by hand"]["outcome"] == check.OK
+    if auto_mtls:
+        assert list(found) == ["by hand", "AutoMTLS: starts"]
+        assert "has no certificate" in found["AutoMTLS: starts"]["text"]
+        assert "PLUGIN_CLIENT_CERT" in found["AutoMTLS: starts"]["cure"]
+    else:
+        assert found["version"]["text"] == f"{versions[-1]} of {list(versions)}"
+        assert not [name for name in found if name.startswith("AutoMTLS")]
+    _, found = results(capsys, sys.executable, "-c", guide({}), host=host)
+    assert "this is a plugin" in found[f"{'AutoMTLS: ' if auto_mtls else ''}starts"]["text"]
 
 
 def test_services_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +219,9 @@ def test_a_child_that_keeps_stderr_is_no_plugin_that_runs(capsys: pytest.Capture
     ("arguments", "says"),
     [
         (["--cookie", "hello", "--", "x"], "--cookie needs KEY=VALUE"),
+        (["--", "x"], "one of the arguments --host --cookie is required"),
+        ([*COOKIE, "--host", "nomad", "--", "x"], "not allowed with"),
+        (["--host", "podman", "--", "x"], "invalid choice: 'podman' (choose from"),
         ([*COOKIE, "--versions", "new", "--", "x"], "--versions needs numbers"),
         ([*COOKIE], "required: -- COMMAND"),
         ([*COOKIE, "--", "./no-such-command"], "cannot run the command"),

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import ssl
 import subprocess
@@ -160,6 +161,29 @@ def test_options_fill_in_what_the_host_wants(world: World, tmp_path: Path, examp
     assert 'name = "Greeter.One-plugin"' in (tmp_path / "a" / "pyproject.toml").read_text()
 
 
+@pytest.mark.parametrize("host", ["vault-database", "nomad"])
+def test_a_host_is_known_by_name(tmp_path: Path, host: str) -> None:
+    """By `check` too, which finds nothing wrong."""
+    new(tmp_path, "a", "--host", host)
+    plugin = tmp_path / "a" / "a_plugin.py"
+    checked = (sys.executable, "-m", "goplugin", "check", "--host", host, "--", sys.executable, plugin)
+    said = run(*checked, cwd=tmp_path, PYTHONPATH=ROOT)
+    assert {line.split()[0] for line in said.splitlines()} == {"ok"}
+    assert ("AutoMTLS: starts" in said, "ok      starts" in said) == (host != "nomad", host == "nomad")
+
+
+@pytest.mark.windows
+@pytest.mark.parametrize(
+    ("arguments", "example"),
+    [(["--host", "opentofu"], "terraform"), (["--host", "vault", "--from", "vault"], "vault")],
+)
+def test_a_host_has_its_example(tmp_path: Path, arguments: list[str], example: str) -> None:
+    new(tmp_path, "a", *arguments)
+    (handshake,) = HANDSHAKE.findall((ROOT / "examples" / example / "plugin.py").read_text())
+    assert HANDSHAKE.findall((tmp_path / "a" / "a_plugin.py").read_text()) == [handshake]
+
+
+HANDSHAKE = re.compile(r"HandshakeConfig\(.*?\)", re.DOTALL)
 WRONG = {
     "no folder": ([], "DIR"),
     "a file": (["file"], "is there already"),
@@ -175,6 +199,10 @@ WRONG = {
     "a cookie without a value": (["a", "--cookie", "KEY"], "--cookie needs KEY=VALUE"),
     "an empty cookie": (["a", "--cookie", ""], "--cookie needs KEY=VALUE"),
     "a version that is no number": (["a", "--protocol-version", "v5"], "--protocol-version"),
+    "a host that is not known": (["a", "--host", "podman"], "invalid choice: 'podman' (choose from"),
+    "a host and a cookie": (["a", "--host", "nomad", "--cookie", "K=V"], "not allowed with"),
+    "another host's example": (["a", "--host", "nomad", "--from", "vault"], "vault has a cookie and versions"),
+    "versions of an example": (["a", "--host", "vault", "--protocol-version", "4"], "vault has a cookie and versions"),
     "a cookie for Terraform": (["a", "--from", "terraform", "--cookie", "K=V"], "terraform has a cookie and versions"),
 }
 
