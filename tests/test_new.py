@@ -175,7 +175,11 @@ def test_a_host_is_known_by_name(tmp_path: Path, host: str) -> None:
 @pytest.mark.windows
 @pytest.mark.parametrize(
     ("arguments", "example"),
-    [(["--host", "opentofu"], "terraform"), (["--host", "vault", "--from", "vault"], "vault")],
+    [
+        (["--host", "opentofu"], "terraform"),
+        (["--host", "grafana"], "grafana"),
+        (["--host", "vault", "--from", "vault"], "vault"),
+    ],
 )
 def test_a_host_has_its_example(tmp_path: Path, arguments: list[str], example: str) -> None:
     new(tmp_path, "a", *arguments)
