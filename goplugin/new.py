@@ -18,19 +18,26 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "template" if (HERE / "template").exists() else HERE.parent
 # Of what is copied; the packages go to pyproject.toml.
 SKIPPED = shutil.ignore_patterns("__pycache__", ".*_cache", "template", "requirements.txt")
-# Installed modules share the names of all packages in a venv, so that of the project goes in front of these.
-MODULES = re.compile(
-    r"\b(?:plugin|provider|servicer)(?=\.py\b)|(?<=^from )(?:plugin|provider|servicer)(?= import)", re.MULTILINE
-)
+SCRIPTS = ("dist", "fetch", "standalone")  # of examples: people run them in the project's folder
 COOKIE = "BASIC_PLUGIN=hello"
 HANDSHAKE = '(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")'
-PROGRAMS = {"terraform": "terraform-provider-", "tflint": "tflint-ruleset-"}  # what these hosts look for
+PROGRAMS = {"grafana": "gpx_", "terraform": "terraform-provider-", "tflint": "tflint-ruleset-"}  # what hosts look for
 OLDEST_PYTHON = {"terraform": "3.11"}  # of its framework
 
 
 def requirements(path: Path) -> list[str]:
     """Return the packages that this file of requirements names; none if it is not there."""
     return re.findall(r"^\w.*", path.read_text(encoding="utf-8"), re.MULTILINE) if path.exists() else []
+
+
+def modules(origin: Path) -> re.Pattern[str]:
+    """Return what matches the names of the modules to install, in names of files and in imports.
+
+    All packages in a venv share these names, so that of the project goes in front of them.
+    """
+    stems = sorted({path.stem for path in origin.glob("*.py")}.difference(SCRIPTS))
+    names = "|".join(stem for stem in stems if "_pb2" not in stem)
+    return re.compile(rf"\b(?:{names})(?=\.py\b)|(?<=^from )(?:{names})(?= import)", re.MULTILINE)
 
 
 def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, copy: bool) -> None:
@@ -43,10 +50,12 @@ def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, co
         own = goplugin + [package for package in own if package not in library]
     else:  # its tests need it
         developing += goplugin
-    program, prefix = PROGRAMS.get(origin.name, ""), re.sub(r"[-_.]+", "_", name).lower().removesuffix("_plugin")
+    program = PROGRAMS.get(origin.name, "")
+    program += name.removeprefix(program)
+    renamed, prefix = modules(origin), re.sub(r"[-_.]+", "_", name).lower().removesuffix("_plugin")
     filled = {
         "PROJECT_NAME": name,
-        "PROGRAM_NAME": program + name.removeprefix(program),
+        "PROGRAM_NAME": program,
         "MODULE_PREFIX": prefix,
         '">=3.10"': f'">={OLDEST_PYTHON.get(origin.name, "3.10")}"',
         '"DEPENDENCIES"': ", ".join(map(json.dumps, own)),
@@ -56,10 +65,11 @@ def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, co
     }
 
     def write(source: str | Path, target: str | Path) -> None:
-        text = MODULES.sub(rf"{prefix}_\g<0>", Path(source).read_text(encoding="utf-8"))
+        text = Path(source).read_text(encoding="utf-8").replace("gpx_sensors", program)  # of examples/grafana
+        text = renamed.sub(rf"{prefix}_\g<0>", text)
         for before, after in filled.items():
             text = text.replace(before, after)
-        path = Path(target).with_name(MODULES.sub(rf"{prefix}_\g<0>", Path(target).name))
+        path = Path(target).with_name(renamed.sub(rf"{prefix}_\g<0>", Path(target).name))
         path.write_text(text, encoding="utf-8", newline="")
         shutil.copymode(source, path)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import venvs
 from harness import ROOT, CallError, Host, World, eventually
 
 from examples import HOSTS, Example, programs
@@ -351,7 +352,7 @@ def test_standalone(
     folder = plugin_folder(copies("grafana"))
     one = grafana()
     before = world.plugin().pid
-    command = [".venv/bin/python", "plugin.py", "-standalone"]
+    command = [".venv/bin/python", "standalone.py"]
     by_hand = world.run(*command, cwd=folder.parent.parent)
     assert eventually(lambda: one.ask("state")["starts"] == 2)
     assert [process.pid for process in world.plugins()] == [by_hand.pid] != [before]
@@ -383,7 +384,7 @@ def test_the_launcher_leaves_when_grafana_is_killed(
     """While it stands for a plugin that a person has started: that one stays. Killed, it leaves only its files."""
     folder = plugin_folder(copies("grafana"))
     with_address = {"GF_PLUGIN_GRPC_ADDRESS_ME_SENSORS_DATASOURCE": "127.0.0.1:0"}
-    command = [".venv/bin/python", "plugin.py", "-standalone"]
+    command = [".venv/bin/python", "standalone.py"]
     by_hand = world.run(*command, cwd=folder.parent.parent, env=world.env | with_address)
     assert eventually((folder / "pid.txt").exists)
     one = grafana()
@@ -396,6 +397,30 @@ def test_the_launcher_leaves_when_grafana_is_killed(
     assert grafana().call("CheckHealth", PluginContext=service.context())["status"] == "OK"
     for name in ("standalone.txt", "pid.txt"):
         (folder / name).unlink()
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_installed(
+    world: World,
+    copies: Callable[[str], Example],
+    grafana: Callable[..., Grafana],
+    service: Service,
+    host: str,
+    *,
+    editable: bool,
+) -> None:
+    """The program that pip or uv makes is one for Grafana, as it is: with -e, and from a wheel in another venv."""
+    example, folder = copies("grafana"), world.folder / "me-sensors-datasource"
+    python = example.folder / ".venv" / "bin" / "python"
+    if not editable:
+        python = venvs.make(world.folder / "venv")
+        venvs.uv("build", "--wheel", "-o", world.folder, example.folder)
+        venvs.install(python, *world.folder.glob("*.whl"))
+    folder.mkdir()
+    shutil.copy(example.folder / "plugin.json", folder)
+    (folder / "gpx_sensors_linux_amd64").symlink_to(python.with_name("gpx_sensors"))
+    one = grafana(folder)
+    assert one.call("CheckHealth", PluginContext=service.context())["status"] == "OK"
 
 
 def test_what_is_distributed(

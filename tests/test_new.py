@@ -1,5 +1,6 @@
 """`python -m goplugin new` and `protos`: a wheel and an empty folder are all that a person needs, not even make."""
 
+import json
 import os
 import platform
 import re
@@ -7,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,15 +126,18 @@ def test_by_uv(built: Path, tmp_path: Path, example: str) -> None:
         run(uv, "run", "python", "-m", "goplugin", "protos", cwd=folder, **env)
     for command in ("pytest", "ruff check", "ruff format --check", "mypy"):
         run(uv, "run", *command.split(), cwd=folder, **env)
-    program = {"terraform": "terraform-provider-My.Notes", "tflint": "tflint-ruleset-My.Notes"}.get(example, "My.Notes")
+    programs = {"grafana": "gpx_", "terraform": "terraform-provider-", "tflint": "tflint-ruleset-"}
+    program = programs.get(example, "") + "My.Notes"
+    assert example != "grafana" or json.loads((folder / "plugin.json").read_text())["executable"] == program
     said = run(folder / ".venv" / BIN / program, cwd=folder, fails=True)
     assert "its host starts it" in said
     run(uv, "build", "-q", "--wheel", cwd=folder, **env)
     python = venvs.make(tmp_path / "other")
     run(uv, "pip", "install", "--python", python, *(folder / "dist").glob("*.whl"), cwd=tmp_path, **env)
     assert run(tmp_path / "other" / BIN / program, cwd=tmp_path, fails=True) == said
-    packages = {path.name for path in next((tmp_path / "other").rglob("site-packages")).iterdir()}
-    assert not packages & {"plugin.py", "provider.py", "servicer.py", "dist.py", "fetch.py", "tests"}
+    (project,) = (folder / "dist").glob("*.whl")
+    others = [name for name in zipfile.ZipFile(project).namelist() if not re.match(r"my_notes[_-]|.*_pb2", name)]
+    assert not others  # which other packages could have too
 
 
 @pytest.mark.slow

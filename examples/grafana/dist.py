@@ -5,8 +5,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from standalone import ADDRESS, EXECUTABLE, FOLDER, HERE, ID, MANIFEST
+HERE = Path(__file__).resolve().parent
+MANIFEST = json.loads((HERE / "plugin.json").read_text(encoding="utf-8"))
+ID, EXECUTABLE = MANIFEST["id"], MANIFEST["executable"]
+FOLDER = HERE / "dist" / ID  # what Grafana's plugin folder has
+ADDRESS = "GF_PLUGIN_GRPC_ADDRESS_" + ID.upper().replace("-", "_")  # a variable, HOST:PORT: for standalone.py too
 
 ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 MACHINE = platform.machine()
@@ -14,7 +19,7 @@ TARGET = f"{platform.system().lower()}_{ARCHITECTURES.get(MACHINE, MACHINE)}"  #
 
 LAUNCHER = """\
 #!/bin/sh
-# Grafana starts this. It runs plugin.py, or says where one runs that a person has started with -standalone.
+# Grafana starts this. It runs plugin.py, or says where one runs that a person has started by standalone.py.
 {{
     read -r address <"${{0%/*}}/standalone.txt"
     read -r pid <"${{0%/*}}/pid.txt"
@@ -26,7 +31,7 @@ LAUNCHER = """\
         exit
     fi
 }} 2>/dev/null
-exec "{HERE}/.venv/bin/python" "{HERE}/plugin.py" "$0"
+exec "{PYTHON}" "{HERE}/plugin.py" "$0"
 """
 
 
@@ -42,7 +47,7 @@ def launcher() -> None:
     prepare(MANIFEST["info"]["version"])
     script = FOLDER / f"{EXECUTABLE}_{TARGET}"
     script.unlink(missing_ok=True)
-    script.write_text(LAUNCHER.format(ADDRESS=ADDRESS, HERE=HERE), encoding="utf-8", newline="")
+    script.write_text(LAUNCHER.format(ADDRESS=ADDRESS, PYTHON=sys.executable, HERE=HERE), encoding="utf-8", newline="")
     script.chmod(0o755)
     print(f"export GF_PATHS_PLUGINS='{FOLDER.parent}' GF_PLUGINS_ALLOW_LOADING_UNSIGNED_PLUGINS={ID}")
 

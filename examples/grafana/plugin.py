@@ -3,12 +3,11 @@
 
 Grafana starts this program by itself; README.md shows how it is found. To debug it:
 
-    python plugin.py -standalone
+    python standalone.py
 """
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
 
-import sys
 from typing import Any
 
 import grpc
@@ -34,11 +33,6 @@ def add_to_server(server: Any) -> None:
 
 def main() -> None:
     """The four steps of the guide."""
-    if "-standalone" in sys.argv:
-        import standalone
-
-        standalone.serve(add_to_server)
-        return
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
 
     # 1. Implement the services: DataSource does. 2. Serve them.

@@ -9,11 +9,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import backend_pb2 as pb
 import backend_pb2_grpc
-import frames
 import grpc
 import prometheus_client
 import pyarrow as pa
 from api import API, APIError
+from frames import field, frame, to_arrow, to_json
 
 _log = logging.getLogger("sensors")  # the records reach Grafana's log, with their level
 _queries = prometheus_client.Counter("sensors_queries", "Queries for the values of a sensor.", ["status"])
@@ -52,7 +52,7 @@ class DataSource(
 
     def QueryData(self, request: pb.QueryDataRequest, context: grpc.ServicerContext) -> pb.QueryDataResponse:
         """Answer the queries of a panel, or of an alert rule. If one fails, the others do not."""
-        encode = frames.to_json if request.format == JSON else frames.to_arrow
+        encode = to_json if request.format == JSON else to_arrow
         response = pb.QueryDataResponse()
         for query in request.queries:
             answer = response.responses[query.refId]
@@ -70,13 +70,13 @@ class DataSource(
         """Answer the same in pieces; Grafana calls this experimental."""
         for query in request.queries:
             try:
-                frame = frame_of(request, query)
+                table = frame_of(request, query)
             except APIError as error:
                 yield pb.QueryChunkedDataResponse(refId=query.refId, error=str(error), status=error.status)
                 continue
-            for start in range(0, max(len(frame), 1), CHUNK):
-                piece = frame.slice(start, CHUNK)
-                data = frames.to_json(piece, schema=not start) if request.format == JSON else frames.to_arrow(piece)
+            for start in range(0, max(len(table), 1), CHUNK):
+                piece = table.slice(start, CHUNK)
+                data = to_json(piece, schema=not start) if request.format == JSON else to_arrow(piece)
                 yield pb.QueryChunkedDataResponse(
                     refId=query.refId, frameId="values", frame=data, status=200, format=request.format
                 )
@@ -165,16 +165,16 @@ def latest_of(request: Any) -> bytes:
         raise APIError(404, f"there is no channel {request.path}")
     api = api_of(request)
     sensor = api.sensor(request.path.removeprefix(LIVE))
-    return frames.to_json(to_frame(sensor, "", api.values(sensor["name"])))
+    return to_json(to_frame(sensor, "", api.values(sensor["name"])))
 
 
 def to_frame(sensor: dict[str, str], ref_id: str, rows: list[list[Any]], **meta: str) -> pa.Table:
     """Return a sensor's values: [time in ms, value or None]. Grafana shows the field's labels in the legend."""
-    time = frames.field("time", pa.timestamp("ns"), nullable=False)
+    time = field("time", pa.timestamp("ns"), nullable=False)
     labels, config = {"sensor": sensor["name"]}, {"unit": sensor["unit"]}
-    value = frames.field("value", pa.float64(), labels=labels, config=config)
+    value = field("value", pa.float64(), labels=labels, config=config)
     columns = {time: [ms * 1_000_000 for ms, _ in rows], value: [value for _, value in rows]}
-    return frames.frame(sensor["name"], ref_id, columns, type="timeseries-multi", typeVersion=[0, 1], **meta)
+    return frame(sensor["name"], ref_id, columns, type="timeseries-multi", typeVersion=[0, 1], **meta)
 
 
 def export(api: API, parameters: dict[str, str]) -> Iterator[pb.CallResourceResponse]:

@@ -4,32 +4,24 @@ Two files in the plugin's folder say where it is, standalone.txt and pid.txt. Th
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import grpc
+from dist import ADDRESS, EXECUTABLE, FOLDER, ID
 
 import goplugin
-
-HERE = Path(__file__).resolve().parent
-MANIFEST = json.loads((HERE / "plugin.json").read_text(encoding="utf-8"))
-ID, EXECUTABLE = MANIFEST["id"], MANIFEST["executable"]
-FOLDER = HERE / "dist" / ID  # what Grafana's plugin folder has
-ADDRESS = "GF_PLUGIN_GRPC_ADDRESS_" + ID.upper().replace("-", "_")  # a variable, HOST:PORT: for plugin and launcher
+from plugin import add_to_server
 
 
-def serve(add_to_server: Callable[[Any], None]) -> None:
+def main() -> None:
     """Serve until Ctrl-C or SIGTERM. Exits if there is no launcher to find this."""
     if not FOLDER.is_dir():
-        sys.exit(f"{FOLDER} is not there: run `make launcher` first, and let Grafana use that.")
+        sys.exit(f"{FOLDER} is not there: run `python dist.py launcher` first, and let Grafana use that.")
     logging.basicConfig(level=logging.INFO)
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
     server = grpc.server(goplugin.Workers(), options=options)
@@ -53,3 +45,7 @@ def serve(add_to_server: Callable[[Any], None]) -> None:
         for path in files:
             path.unlink(missing_ok=True)
         server.stop(None)
+
+
+if __name__ == "__main__":
+    main()

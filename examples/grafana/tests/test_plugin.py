@@ -11,11 +11,11 @@ from typing import Any
 
 import backend_pb2 as pb
 import backend_pb2_grpc
-import frames
 import grpc
 import pyarrow as pa
 import pytest
 from example.sensors import TOKEN, Handler
+from frames import field, frame, to_json
 
 import goplugin.testing
 from plugin import HANDSHAKE
@@ -149,8 +149,8 @@ def test_metrics(client: goplugin.testing.Client, url: str) -> None:
 
 
 def test_numbers_that_json_does_not_have() -> None:
-    field = frames.field("value", pa.float64())
-    table = frames.frame("", "", {field: [1.5, float("nan"), None, float("-inf"), float("inf")]})
-    assert json.loads(frames.to_json(table, schema=False)) == {
+    value = field("value", pa.float64())
+    table = frame("", "", {value: [1.5, float("nan"), None, float("-inf"), float("inf")]})
+    assert json.loads(to_json(table, schema=False)) == {
         "data": {"values": [[1.5, None, None, None, None]], "entities": [{"NaN": [1], "NegInf": [3], "Inf": [4]}]}
     }
