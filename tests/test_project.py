@@ -1,10 +1,12 @@
 """What the project says of itself: the generated code fits the .proto files, and README shows what happens."""
 
+import email
 import json
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,22 @@ def test_the_version_is_the_same_everywhere() -> None:
     headings = re.findall(r"^## (\S+)(?: - \d{4}-\d\d-\d\d)?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert next(heading for heading in headings if heading != "Unreleased") == goplugin.__version__
     assert re.findall(r"`goplugin (.*) serves`", (ROOT / "README.md").read_text()) == [goplugin.__version__]
+
+
+def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
+    """By the repository's address, which is written in one place."""
+    archive = zipfile.ZipFile(next(built.glob("*.whl")))
+    (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+    metadata = email.message_from_bytes(archive.read(name))
+    urls = dict(url.split(", ") for url in metadata.get_all("Project-URL", []))
+    repository = urls["Repository"]
+    targets = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
+    assert not [target for target in targets if not target.startswith("https://")]
+    paths = [re.match(rf"{repository}/(?:blob|raw)/HEAD/([^#]+)", target) for target in (*targets, *urls.values())]
+    assert len([path for path in paths if path]) > 10
+    assert not [path[1] for path in paths if path and not (ROOT / path[1]).exists()]
+    files = [ROOT / "pyproject.toml", *FILES, *(path for path in ROOT.glob(".github/**/*") if path.is_file())]
+    assert "".join(path.read_text() for path in files).count(repository) == 1
 
 
 @pytest.mark.slow
