@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 FILES += sorted(path for folder in ("docs", "examples/*", "bench") for path in ROOT.glob(f"{folder}/*.md"))
 
 
