@@ -19,6 +19,7 @@ import pytest
 import venvs
 from harness import ROOT, World
 
+import docs
 import goplugin
 
 BIN = "Scripts" if sys.platform == "win32" else "bin"
@@ -138,6 +139,18 @@ def test_by_uv(built: Path, tmp_path: Path, example: str) -> None:
     (project,) = (folder / "dist").glob("*.whl")
     others = [name for name in zipfile.ZipFile(project).namelist() if not re.match(r"my_notes[_-]|.*_pb2", name)]
     assert not others  # which other packages could have too
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_readme_tells_a_person_to_type(world: World, built: Path, tmp_path: Path) -> None:
+    """From an empty folder to a plugin that a Go host uses."""
+    commands = docs.console_block("uvx").replace("$ ", "").replace("/folder/of/the/wheel", str(built))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    assert "4 passed" in run("sh", "-e", "-c", commands, cwd=tmp_path, PATH=path, UV_PYTHON=sys.executable)
+    host = world.started(cmd=[str(tmp_path / "notes" / ".venv" / BIN / "notes")])
+    kv.put(host, "k", b"v")
+    assert kv.get(host, "k") == b"v" + kv.SUFFIX
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import kv
 import pytest
 import venvs
 from harness import ROOT, World
 
 import goplugin
 from docs import FILES, console_block, console_blocks
-from goplugin.version import __version__
 
 GENERATED = ["_pb2.py", "_pb2.pyi", "_pb2_grpc.py"]
 
@@ -23,6 +23,7 @@ GENERATED = ["_pb2.py", "_pb2.pyi", "_pb2_grpc.py"]
 def test_each_block_of_the_docs_has_its_test() -> None:
     first = [block.splitlines()[0] for block in console_blocks()]
     assert first == [
+        "$ export UV_FIND_LINKS=/folder/of/the/wheel",  # test_new.py
         "$ make demo",  # below
         "$ make new DIR=../greeter",  # test_template.py
         "$ python plugin.py --debug registry.terraform.io/me/kv",  # test_debug.py
@@ -53,7 +54,6 @@ def test_the_versions_of_python_are_the_same_everywhere() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     headings = re.findall(r"^## (\S+)(?: - \d{4}-\d\d-\d\d)?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert next(heading for heading in headings if heading != "Unreleased") == goplugin.__version__
-    assert re.findall(r"`goplugin (.*) serves`", (ROOT / "README.md").read_text()) == [goplugin.__version__]
 
 
 def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
@@ -66,7 +66,7 @@ def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
     targets = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
     assert not [target for target in targets if not target.startswith("https://")]
     paths = [
-        re.match(rf"{repository}/(?:blob|raw)/(?:HEAD|v{re.escape(__version__)})/([^#]+)", target)
+        re.match(rf"{repository}/(?:blob|raw)/(?:HEAD|v{re.escape(goplugin.__version__)})/([^#]+)", target)
         for target in (*targets, *urls.values())
     ]
     assert len([path for path in paths if path]) > 10
@@ -83,13 +83,15 @@ def test_constraints_fit_each_python() -> None:
     venvs.uv("pip", "compile", "--universal", "--python-version", oldest, "-c", ROOT / "constraints.txt", *files)
 
 
-def test_the_four_steps_are_lines_of_the_plugin() -> None:
-    plugin = (ROOT / "plugin.py").read_text()
-    section = (ROOT / "README.md").read_text().split("## The four steps")[1].split("\n## ")[0]
-    lines = re.findall(r"^\| \d .*\| (`.*`) \|$", section, re.MULTILINE)
-    assert len(lines) == 4
-    for code in re.findall(r"`([^`]+)`", " ".join(lines)):
-        assert code in plugin
+def test_the_plugin_in_readme(world: World) -> None:
+    """It works as it stands, and its four steps are lines of plugin.py."""
+    (text,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (world.folder / "readme.py").write_text(text)
+    for auto_mtls in (False, True):
+        assert kv.get(world.started(world.folder / "readme.py", auto_mtls=auto_mtls), "hello") == b"world"
+    steps = re.sub(r"  #.*", "", text[text.index("server = ") :]).splitlines()
+    assert set(steps) <= {line.strip() for line in (ROOT / "plugin.py").read_text().splitlines()}
+    assert re.findall(r"# (\d)\. ", text) == ["1", "2", "3", "4"]
 
 
 def test_sed_is_that_of_every_system() -> None:
