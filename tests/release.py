@@ -99,6 +99,8 @@ def main() -> None:
     if missing := {venvs.supported()[0], venvs.supported()[-1]} - set(pythons):
         print(f"Not tried: Python {' and '.join(sorted(missing))}, which is not here.")
     print("Left to do, when all tests have passed on this commit (release.yml then does this again, and uploads it):")
+    if "OWNER/REPOSITORY" in (ROOT / "pyproject.toml").read_text():
+        print("  fill in the repository's address in pyproject.toml, for PyPI; commit; make release")
     print(f'  git tag -a v{version} -m "goplugin {version}"')
     print(f"  git push origin v{version}")
 
