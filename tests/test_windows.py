@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,17 @@ def made(folder: Path) -> Path:
     return archive
 
 
-def test_a_provider_in_python(world: World) -> None:
+@pytest.fixture
+def url() -> Iterator[str]:
+    """Where the example's API keeps its notes."""
+    server = ROOT / "examples" / "terraform" / "example" / "server.py"
+    with subprocess.Popen([sys.executable, str(server), "0"], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield process.stdout.readline().decode().strip()
+        process.kill()
+
+
+def test_a_provider_in_python(world: World, url: str) -> None:
     built = ROOT / ".hosts" / "tofu.exe"
     tofu = str(built) if built.exists() else shutil.which("terraform")
     if not tofu:
@@ -56,9 +67,11 @@ def test_a_provider_in_python(world: World) -> None:
         "TF_LOG": "trace",
         "TF_LOG_PATH": str(log),
         "CHECKPOINT_DISABLE": "1",
+        "NOTES_TOKEN": "secret",
     }
     del world.env["PYTHONPATH"]  # the program has all that it needs
-    shutil.copy(ROOT / "examples" / "terraform" / "example" / "main.tf", world.folder)
+    main = (ROOT / "examples" / "terraform" / "example" / "main.tf").read_text()
+    (world.folder / "main.tf").write_text(main.replace("http://127.0.0.1:8000/notes", url))
 
     def run(*arguments: str) -> str:
         process = world.run(tofu, *arguments, stderr=subprocess.STDOUT)
@@ -69,7 +82,6 @@ def test_a_provider_in_python(world: World) -> None:
 
     run("init")
     run("apply", "-auto-approve")
-    assert (world.folder / "hello-world").read_text() == "from Terraform"
     assert run("output", "-raw", "note") == "hello-world has 14 characters"
     assert "configuring client automatic mTLS" in log.read_text()
     assert "plugin process exited" in log.read_text()
@@ -86,5 +98,6 @@ def test_a_provider_in_python(world: World) -> None:
     settings.write_text(
         f'provider_installation {{\n  dev_overrides {{\n    "example.com/me/notes" = "{folder}"\n  }}\n}}\n'
     )
-    assert "Provider development overrides are in effect" in run("destroy", "-auto-approve")
-    assert not (world.folder / "hello-world").exists()
+    said = run("destroy", "-auto-approve")
+    assert "Provider development overrides are in effect" in said
+    assert "1 destroyed" in said

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A provider for Terraform and OpenTofu: notes, kept as files in a folder. provider.py is what it does.
+"""A provider for Terraform and OpenTofu: notes, kept by an HTTP API. provider.py is what it does.
 
 Terraform starts this program by itself; README.md shows how it is found. To debug it:
 

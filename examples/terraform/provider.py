@@ -1,13 +1,13 @@
-"""The provider: a resource, a data source and a function, on the framework tf of PyPI. You replace this.
-
-A provider stands between Terraform and something that keeps things, usually a cloud's API. Here that is a folder.
-"""
+"""The provider: a resource, two data sources and a function, on the framework tf of PyPI. You replace this."""
 
 import logging
-import threading
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from api import API, APIError
+from servicer import STOPPING
 from tf.function import CallContext, Function, FunctionSignature, Parameter, Return
 from tf.iface import (
     Config,
@@ -24,20 +24,30 @@ from tf.iface import (
     UpdateContext,
 )
 from tf.schema import Attribute, Schema
-from tf.types import Number, String, Unknown
+from tf.types import List, Number, String, Unknown
 from tf.utils import Diagnostics
 
 _log = logging.getLogger(__name__)  # the records reach Terraform's log, TF_LOG, with their level
 
 
+@contextmanager
+def reporting(diags: Diagnostics, summary: str, path: list[str] | None = None) -> Iterator[None]:
+    """Tell the user what the API refuses. path: the attribute that is to blame."""
+    try:
+        yield
+    except APIError as error:
+        diags.add_error(summary, str(error), path=path)
+
+
+def state(name: str, text: str) -> State:
+    """Return a note as Terraform's state has it."""
+    return {"id": name, "name": name, "text": text, "size": len(text)}
+
+
 class Notes(Provider):
-    """`provider "notes" { folder = "..." }`."""
+    """`provider "notes" { url = "..." }`. Handlers run in parallel, and what they change here would need a lock."""
 
-    folder = Path()
-    configured = False  # not before apply, if the folder comes from another resource
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # handlers run in parallel
+    configured: API | None = None  # None before apply, if the provider block has values of resources
 
     def full_name(self) -> str:
         """Return what `source` in required_providers says."""
@@ -48,22 +58,38 @@ class Notes(Provider):
         return "notes_"
 
     def get_provider_schema(self, diags: Diagnostics) -> Schema:
-        """Return what stands in the provider block."""
-        return Schema([Attribute("folder", String(), "The folder of the notes.", required=True)])
+        """Return what stands in the provider block. What is sensitive, Terraform does not show."""
+        return Schema(
+            [
+                Attribute("url", String(), "Where the notes are.", required=True),
+                Attribute("token", String(), "The API's token; or set NOTES_TOKEN.", optional=True, sensitive=True),
+                Attribute("timeout", Number(), "Seconds for a call, with all its tries: 60.", optional=True),
+            ]
+        )
 
     def validate_config(self, diags: Diagnostics, config: Config) -> None:
         """Check the provider block. Values that come from other resources are Unknown."""
-        if config["folder"] == "":
-            diags.add_error("The folder has no name", 'Write folder = "." for the working directory.', path=["folder"])
+        if config["url"] is not Unknown and not config["url"].startswith(("http://", "https://")):
+            diags.add_error("This is no URL of an API", "It begins with http:// or https://.", path=["url"])
+        if config["timeout"] not in (None, Unknown) and float(config["timeout"]) <= 0:
+            diags.add_error("There is no time for a call", "Write how many seconds it may take.", path=["timeout"])
 
     def configure_provider(self, diags: Diagnostics, config: Config) -> None:
-        """Take the provider block, and connect. In a plan the folder may be Unknown; apply configures again."""
-        self.configured = config["folder"] is not Unknown
-        if not self.configured:
+        """Take the provider block. In a plan values may be Unknown; apply configures again."""
+        self.configured = None
+        if Unknown in config.values():
             return
-        self.folder = Path(config["folder"])
-        if not self.folder.is_dir():
-            diags.add_error("There is no such folder", f"Create {self.folder.absolute()} first.", path=["folder"])
+        if token := config["token"] or os.environ.get("NOTES_TOKEN"):
+            self.configured = API(config["url"], token, float(config["timeout"] or 60), STOPPING)
+        else:
+            diags.add_error("There is no token", "Set the environment variable NOTES_TOKEN, or token.", path=["token"])
+
+    @property
+    def api(self) -> API:
+        """The API; an APIError if the provider block has values that are not known yet."""
+        if not self.configured:
+            raise APIError("The provider block is not known yet: apply what it refers to first, with -target=ADDRESS.")
+        return self.configured
 
     def get_resources(self) -> list[type[Resource]]:
         """Return all kinds of resources."""
@@ -71,52 +97,24 @@ class Notes(Provider):
 
     def get_data_sources(self) -> list[type[DataSource]]:
         """Return all kinds of data sources."""
-        return [NoteData]
+        return [NoteData, NotesData]
 
     def get_functions(self) -> list[type[Function]]:
         """Return all functions."""
         return [Slug]
 
-    def read(self, name: str, diags: Diagnostics) -> State | None:
-        """Return the note as Terraform's state has it; None if there is none."""
-        path = self.folder / name
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                text = file.read()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            diags.add_error("The note cannot be read", f"{path}: {error}.")
-            return None
-        return {"id": name, "name": name, "text": text, "size": len(text)}
-
     def find(self, name: str, diags: Diagnostics) -> State | None:
         """Return a note that must be there."""
-        if not self.configured:
-            detail = "The provider block has it from another resource. Apply that first, with -target=ADDRESS."
-            diags.add_error("The folder of the notes is not known yet", detail)
-            return None
-        state = self.read(name, diags)
-        if not state and not diags.has_errors():
-            diags.add_error("There is no such note", f"{self.folder / name} does not exist.", path=["name"])
-        return state
-
-    def write(self, name: str, text: str, mode: str, diags: Diagnostics) -> State | None:
-        """Write the note; return its state."""
-        path = self.folder / name
-        try:
-            # newline="", or line ends would change, and Terraform refuses what differs from the plan.
-            with path.open(mode, encoding="utf-8", newline="") as file:
-                file.write(text)
-        except OSError as error:
-            diags.add_error("The note cannot be written", f"{path}: {error.strerror}.", path=["name"])
-            return None
-        _log.info("written", extra={"path": str(path)})
-        return self.read(name, diags)
+        with reporting(diags, "The note cannot be read"):
+            text = self.api.read(name)
+            if text is not None:
+                return state(name, text)
+            diags.add_error("There is no such note", f"{self.api.url} has no {name!r}.", path=["name"])
+        return None
 
 
 class Note(Resource):
-    """`resource "notes_note"`: the file `name` with the content `text`."""
+    """`resource "notes_note"`: the note `name` with the content `text`."""
 
     def __init__(self, provider: Notes) -> None:
         self.provider = provider
@@ -132,8 +130,8 @@ class Note(Resource):
         return Schema(
             [
                 Attribute("id", String(), "The same as name.", computed=True),
-                Attribute("name", String(), "The file's name.", required=True, requires_replace=True),
-                Attribute("text", String(), "The file's content.", required=True),
+                Attribute("name", String(), "What it is called.", required=True, requires_replace=True),
+                Attribute("text", String(), "What it says.", required=True),
                 Attribute("size", Number(), "The number of characters.", computed=True),
             ],
             version=1,
@@ -144,7 +142,7 @@ class Note(Resource):
         super().validate(diags, type_name, config)
         name = config["name"]
         if name is not Unknown and (not name or name.startswith(".") or "/" in name):
-            diags.add_error("This is no name for a note", "It must be a file's, and not begin with a dot.", ["name"])
+            diags.add_error("This is no name for a note", "It must not have a slash, or begin with a dot.", ["name"])
 
     def plan(self, ctx: PlanContext, current: State | None, planned: State) -> State:
         """Say what will be known only after the change; Terraform refuses what differs from the plan."""
@@ -154,28 +152,34 @@ class Note(Resource):
 
     def create(self, ctx: CreateContext, planned: State) -> State | None:
         """Make it; return its state."""
-        name = planned["name"]
-        with self.provider.lock:  # otherwise two handlers could look before either writes
-            for other in self.provider.folder.iterdir():
-                if other.name.lower() == name.lower():  # the same file on macOS and Windows
-                    ctx.diagnostics.add_error("The note cannot be created", f"{other} exists.", path=["name"])
-                    return None
-            return self.provider.write(name, planned["text"], "x", ctx.diagnostics)
+        name, text = planned["name"], planned["text"]
+        with reporting(ctx.diagnostics, "The note was not created", ["name"]):
+            self.provider.api.create(name, text)
+            _log.info("created", extra={"note": name})
+            return state(name, text)
+        return None
 
     def read(self, ctx: ReadContext, current: State) -> State | None:
         """Return what is there now; None if it is gone, and Terraform plans to create it again."""
         if not self.provider.configured:
-            ctx.diagnostics.add_warning("The note was not read", "The folder of the notes is not known yet.")
+            ctx.diagnostics.add_warning("The note was not read", "The provider block is not known yet.")
             return current
-        return self.provider.read(current["id"], ctx.diagnostics)
+        with reporting(ctx.diagnostics, "The note cannot be read"):
+            text = self.provider.api.read(current["id"])
+            return None if text is None else state(current["id"], text)
+        return current
 
     def update(self, ctx: UpdateContext, current: State, planned: State) -> State | None:
         """Change it in place."""
-        return self.provider.write(planned["name"], planned["text"], "w", ctx.diagnostics)
+        with reporting(ctx.diagnostics, "The note was not changed"):
+            self.provider.api.update(planned["name"], planned["text"])
+            return state(planned["name"], planned["text"])
+        return current
 
     def delete(self, ctx: DeleteContext, current: State) -> None:
-        """Remove it. That it is gone already is no error."""
-        (self.provider.folder / current["id"]).unlink(missing_ok=True)
+        """Remove it. After an error Terraform keeps it in the state."""
+        with reporting(ctx.diagnostics, "The note was not removed"):
+            self.provider.api.delete(current["id"])
 
     def import_(self, ctx: ImportContext, id: str) -> State | None:  # noqa: A002 tf's name
         """Take what exists under Terraform's care: `terraform import notes_note.mine ID`."""
@@ -208,6 +212,30 @@ class NoteData(DataSource):
     def read(self, ctx: ReadDataContext, config: Config) -> State | None:
         """Return the note."""
         return self.provider.find(config["name"], ctx.diagnostics)
+
+
+class NotesData(DataSource):
+    """`data "notes_notes"`: the names of all notes, or of those that begin with `prefix`."""
+
+    def __init__(self, provider: Notes) -> None:
+        self.provider = provider
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Return the name without the prefix."""
+        return "notes"
+
+    @classmethod
+    def get_schema(cls) -> Schema:
+        """Return the attributes."""
+        names = Attribute("names", List(String()), "In the order of the alphabet.", computed=True)
+        return Schema([Attribute("prefix", String(), optional=True), names])
+
+    def read(self, ctx: ReadDataContext, config: Config) -> State | None:
+        """Return the names."""
+        with reporting(ctx.diagnostics, "The notes cannot be listed"):
+            return {**config, "names": list(self.provider.api.names(config["prefix"] or ""))}
+        return None
 
 
 class Slug(Function):

@@ -4,6 +4,7 @@ It is the same for all providers. tests/test_plugin.py shows what it is for.
 """
 # ruff: noqa: D102 the calls are Terraform's
 
+import threading
 from typing import Any
 
 import tf.utils
@@ -22,8 +23,21 @@ _equal = Set.semantically_equal
 Set.semantically_equal = lambda self, a, b: a is b or (Unknown not in (a, b) and _equal(self, a, b))
 
 
+# Set after Ctrl-C. Terraform then waits for the handlers that run: one that waits itself, waits for this and returns.
+STOPPING = threading.Event()
+
+
 class Servicer(ProviderServicer):
     """Refuses null for a required attribute, and names the resource whose state lacks an attribute."""
+
+    def ConfigureProvider(self, request: Any, context: Any) -> Any:
+        STOPPING.clear()  # of the apply before, if this process is debugged
+        return super().ConfigureProvider(request, context)
+
+    def StopProvider(self, request: Any, context: Any) -> Any:
+        """Stop the handlers; tf does nothing here, as its own runner stops the server, and a create with it."""
+        STOPPING.set()
+        return super().StopProvider(request, context)
 
     def ValidateProviderConfig(self, request: Any, context: Any) -> Any:
         nulls = _nulls(self.app.get_provider_schema(Diagnostics()), read_dynamic_value(request.config))

@@ -5,31 +5,19 @@ What tf lacks is as README.md there says.
 """
 
 import json
-import threading
 from pathlib import Path
 
 import msgpack
 from tf import blocks, iface, schema, types
 from tf.gen import tfplugin_pb2 as pb
 
-import notes_servicer as servicer
-
-STOPPING = threading.Event()
+from notes_servicer import STOPPING
 
 
 def refuse_ext_types(value: object) -> None:
     assert not isinstance(value, msgpack.ExtType)
     for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []:
         refuse_ext_types(part)
-
-
-class StoppableServicer(servicer.Servicer):
-    def StopProvider(self, request: object, context: object) -> object:
-        STOPPING.set()
-        return super().StopProvider(request, context)
-
-
-servicer.Servicer = StoppableServicer  # plugin.py imports it after this module
 
 
 class ListNestedBlock(blocks.SetNestedBlock):

@@ -8,7 +8,11 @@ terraform {
 }
 
 provider "notes" {
-  folder = var.folder
+  url = "${var.api}/${var.folder}"
+}
+
+variable "api" {
+  type = string
 }
 
 variable "folder" {
@@ -76,4 +80,14 @@ output "sizes" {
 
 output "first" {
   value = data.notes_note.first.text
+}
+
+# As many as counted, after all are there.
+data "notes_notes" "counted" {
+  prefix     = "n"
+  depends_on = [notes_note.counted]
+}
+
+output "counted" {
+  value = length(data.notes_notes.counted.names)
 }

@@ -7,7 +7,7 @@ terraform {
 }
 
 provider "notes" {
-  folder = "."
+  url = "http://127.0.0.1:8000/notes" # and NOTES_TOKEN in the environment
 }
 
 resource "notes_note" "hello" {
