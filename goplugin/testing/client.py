@@ -179,17 +179,20 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self.streams = [stdio, infos]
 
     def kill(self, timeout: float = 10.0) -> None:
-        """End the plugin as Kill in client.go does: Shutdown, 2 s, then SIGKILL. timeout: for Shutdown's answer.
+        """End the plugin as Kill in client.go does: Shutdown, 2 s, then SIGKILL. A second call does nothing.
 
-        go-plugin has no such timeout, and would wait. A second call does nothing.
+        timeout: seconds for Shutdown's answer; go-plugin has none, and would wait.
         """
         if self._process and self._connected and self.exit_code is None:
             stub: Any = host_pb2_grpc.GRPCControllerStub(self.channel)
             with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):  # it has ended
                 self.cancel_at_end(stub.Shutdown.future(host_pb2.Empty(), timeout=timeout)).result()
-            self.channel.close()  # as in Go: calls in flight lose their caller
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(KILL_GRACE)
+            try:
+                self._process.wait(0.2)  # what it has printed is still on its way to us
+            except subprocess.TimeoutExpired:
+                self.channel.close()  # as in Go: calls in flight lose their caller
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(KILL_GRACE)
         if self._process and self.exit_code is None:
             self.killed = True
             self._process.kill()
@@ -250,8 +253,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
             raise self.error("plugin exited before its health service answered") from None
         except grpc.RpcError as error:
             said: Any = error
-            reason = f"{said.code().name}: {said.details()}"
-            raise self.error(f'the health service does not answer for "plugin": {reason}') from None
+            raise self.error(f'health check of "plugin" failed: {said.code().name}: {said.details()}') from None
         if health.status != health_pb2.HealthCheckResponse.SERVING:
             raise self.error('the health service says that "plugin" is not SERVING')
 
