@@ -26,7 +26,7 @@ from goplugin.state import STATE
 LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
 
 # Said of a module that is missing. That named grpc is in the package grpcio, so "pip install grpc" would be wrong.
-ADVICE = f" (is it installed for {sys.executable}? pip install -r requirements.txt installs what the plugin needs)"
+ADVICE = f" (is it installed for {sys.executable}? pip install -r requirements.txt, or -e . with pyproject.toml, helps)"
 
 _TRACE = 5
 _LEVELS = {"trace": _TRACE, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}

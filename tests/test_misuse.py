@@ -306,7 +306,7 @@ def test_without_its_packages_it_says_so(world: World) -> None:
     assert (process.returncode, out_bytes) == (1, b"")
     said = (
         f"ModuleNotFoundError: No module named 'grpc' (is it installed for {sys.executable}?"
-        " pip install -r requirements.txt installs what the plugin needs)"
+        " pip install -r requirements.txt, or -e . with pyproject.toml, helps)"
     )
     assert err_bytes.decode().splitlines()[-1] == said
     host = world.host(cmd=[sys.executable, "-S", str(ROOT / "plugin.py")])
