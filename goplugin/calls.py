@@ -24,7 +24,6 @@ from goplugin.methods import (
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 ALWAYS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
-
 OURS = (*ALWAYS, "/plugin.GRPC")
 
 _log = log.get_logger("goplugin")
@@ -33,9 +32,8 @@ _log = log.get_logger("goplugin")
 class Calls(grpc.ServerInterceptor):
     """Sees each call of the plugin's services.
 
-    grpc answers a call whose handler raises an Exception, unless its text cannot be sent as UTF-8, but never one whose
-    handler raises SystemExit, KeyboardInterrupt or asyncio.CancelledError: that call would wait for ever, and nothing
-    would be logged.
+    grpc never answers a call whose handler raises SystemExit, KeyboardInterrupt or asyncio.CancelledError, or an
+    Exception whose text UTF-8 cannot express. Other exceptions it answers, but its log does not name the method.
 
     consulted: whether a server has asked this interceptor for a handler.
     on_method(handler_call_details, handler): called at the first call of each method.
@@ -136,7 +134,8 @@ class Calls(grpc.ServerInterceptor):
             # As generated code does. Hosts try optional methods all the time.
             _log.debug("%s is not implemented: the servicer's class does not define it", method)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
-        aborted = isinstance(error, grpc.aio.AbortError) or (code and details is not None and not error.args)
+        plain = isinstance(error, Exception) and not error.args
+        aborted = isinstance(error, grpc.aio.AbortError) or (plain and code and details is not None)
         if aborted or (isinstance(error, grpc.RpcError) and not context.is_active()):
             return  # context.abort() raised it; or grpc, to say that the caller has left
         log_error(error, method)
@@ -165,7 +164,7 @@ class Running:
         self.since = time.monotonic()
 
     def has_lost_its_caller(self) -> bool:
-        """Whether it is known that nobody waits for its response. A task that runs on is not told."""
+        """Whether nobody waits for its response. False for an `async def` handler: there it is not known."""
         return hasattr(self.context, "is_active") and not self.context.is_active()
 
     def __enter__(self) -> None:
@@ -190,7 +189,8 @@ def summary(running: Iterable[Running]) -> str:
     for method, calls in by_method.items():
         lost = sum(call.has_lost_its_caller() for call in calls)
         age = now - min(call.since for call in calls)
-        texts.append(f"{method} ({len(calls)} running, for up to {age:.1f} s, {lost} of them without their caller)")
+        without = f", {lost} of them without their caller" if lost else ""
+        texts.append(f"{method} ({len(calls)} running, for up to {age:.1f} s{without})")
     return ", ".join(texts)
 
 

@@ -78,6 +78,7 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError as error:
+                self.leave_child(error)
                 await _answer_cancelled(error, context, method)
             except BaseException as error:
                 self.leave_child(error)
