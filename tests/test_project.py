@@ -181,3 +181,10 @@ def test_no_dead_links(file: Path) -> None:
         assert not section or section in [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
     for target in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py|\.proto|\.md|\.txt|/))`", text):
         assert any((folder / target).exists() for folder in (ROOT, ROOT / "goplugin", file.parent)), target
+
+
+@pytest.mark.xdist_group("a group")
+def test_groups(request: pytest.FixtureRequest) -> None:
+    """The installed pytest-xdist keeps a group in one process; else what its tests share is made several times."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@a group")

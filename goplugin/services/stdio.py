@@ -4,6 +4,8 @@ After the handshake sys.stdout and sys.stderr write here (see outputs.py), and t
 SyncStdout and SyncStderr of its ClientConfig.
 """
 
+import contextlib
+import queue
 import threading
 import time
 from collections import deque
@@ -16,7 +18,7 @@ from goplugin import log, outputs
 from goplugin.services import host_pb2, host_pb2_grpc
 
 LIMIT = 1 << 20  # bytes kept for the host, beyond which a print waits; each print is kept whole
-LOOP_LIMIT = 64 << 20  # the same for an event loop and grpc's threads, which must not wait: they send the bytes
+LOOP_LIMIT = 64 << 20  # the same while no host reads, and for threads that must not wait; beyond it, output is dropped
 PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; then the output is dropped
 
 _MESSAGE = 64 * 1024  # bytes in one message at most
@@ -27,17 +29,40 @@ _CHANNELS = {outputs.STDOUT: Channel.STDOUT, outputs.STDERR: Channel.STDERR}
 _log = log.get_logger("goplugin.stdio")
 
 
-class Stdio(host_pb2_grpc.GRPCStdioServicer):
-    """Keeps what is printed until the host reads it: in order, bounded, and without blocking a handler for ever."""
+class _Lock:
+    """A reentrant lock that knows whether the calling thread holds it."""
 
     def __init__(self) -> None:
-        # Reentrant: garbage collection may call a __del__ that prints at any moment. There must be no second lock:
-        # such a print would take the two in another order.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._holders: list[int] = []  # idents of the threads that hold it, or are about to
+
+    def is_held(self) -> bool:
+        return threading.get_ident() in self._holders
+
+    def __enter__(self) -> None:
+        self._holders.append(threading.get_ident())
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+        self._holders.remove(threading.get_ident())
+
+
+class Stdio(host_pb2_grpc.GRPCStdioServicer):
+    """Keeps what is printed until the host reads it: in order, bounded, and without blocking a handler for ever.
+
+    Garbage collection may run a __del__ that prints at any moment, in any thread: also while that thread holds the lock
+    here, or is about to wait. So the lock is reentrant, no other lock is taken while it is held, nothing waits while
+    it is held, and each wait has a queue of its own, which keeps a wake-up that comes before the wait.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _Lock()  # guards the following
         self._chunks: deque[tuple[Channel, bytearray]] = deque()  # one is a message for the host
         self._size = 0  # bytes in _chunks
         self._read = 0  # messages that hosts took so far: shows progress to writers that wait for room
         self._readers: dict[int, bool] = {}  # threads that send to a host; whether they do just now
+        self._waiting: list[queue.SimpleQueue[None]] = []  # one for each thread that waits for a change of these
         self._dropping = False
         self._dropped = dict.fromkeys(_CHANNELS.values(), 0)  # bytes since the last report
         self._closed = False
@@ -49,100 +74,147 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
 
     def write(self, fd: int, data: bytes) -> None:
         """Keep bytes for the host, in one piece. Wait while LIMIT is reached; drop them if the host does not read."""
-        channel = _CHANNELS[fd]
-        with self._changed:
-            was_dropping = self._dropping
-            if not self._has_room():
+        channel, thread = _CHANNELS[fd], threading.get_ident()
+        if self._lock.is_held() or thread in self._never_wait or thread in self._readers:
+            kept = self._keep(channel, data, LOOP_LIMIT)
+        else:
+            kept = self._keep(channel, data, self._limit()) or self._keep_later(channel, data)
+        if not kept:
+            with self._lock:
                 self._dropped[channel] += len(data)
-            else:
-                self._size += len(data)
-                last = self._chunks[-1] if self._chunks else (None, bytearray())
-                if last[0] == channel and len(last[1]) + len(data) <= _MESSAGE:
-                    last[1].extend(data)
-                else:
-                    for start in range(0, len(data), _MESSAGE):
-                        self._chunks.append((channel, bytearray(data[start : start + _MESSAGE])))
-                    self._changed.notify_all()
-            starts_dropping = self._dropping and not was_dropping
-        if starts_dropping:  # logged without the lock: a handler of logging may print, and would wait for the lock
-            _log.warning("the host does not read what this plugin prints: dropped from now on")
+                starts_dropping, self._dropping = not (self._dropping or self._closed), True
+            if starts_dropping and not self._lock.is_held():  # a handler of logging may print, and wait for the lock
+                _log.warning("the host does not read what this plugin prints: dropped from now on")
 
-    def _has_room(self) -> bool:
-        """Wait for room as long as the host reads; whether there is room. Call it with the lock held."""
-        thread = threading.get_ident()
-        if thread in self._never_wait or thread in self._readers:
-            self._dropping = self._dropping or self._size >= LOOP_LIMIT
-            return not (self._dropping or self._closed)
-        progress, deadline = self._read, time.monotonic() + PATIENCE
-        while self._size >= LIMIT and not (self._dropping or self._closed):
-            in_time = self._changed.wait(deadline - time.monotonic())
-            if self._read != progress:
-                progress, deadline = self._read, time.monotonic() + PATIENCE
-            elif not in_time:
-                self._dropping = True
-        return self._size < LIMIT and not self._closed
+    def _keep(self, channel: Channel, data: bytes, limit: int) -> bool:
+        """Keep the bytes unless there is no room; whether there was."""
+        size = len(data)
+        with self._lock:
+            if self._size >= limit or self._dropping or self._closed:
+                return False
+            self._size += size
+            last = self._chunks[-1] if self._chunks else None
+            if last and last[0] == channel and len(last[1]) + size <= _MESSAGE:
+                last[1].extend(data)
+            else:
+                for start in range(0, size, _MESSAGE):
+                    self._chunks.append((channel, bytearray(data[start : start + _MESSAGE])))
+                self._notify()
+        return True
+
+    def _limit(self) -> int:
+        """How many bytes to keep. While no host reads, the thread that prints may be the one that will serve it."""
+        return LIMIT if self._readers else LOOP_LIMIT
+
+    def _keep_later(self, channel: Channel, data: bytes) -> bool:
+        """Wait for room as long as the host reads, and keep the bytes; whether there was room."""
+        with self._changes() as changes:
+            read, left = self._read, PATIENCE
+            while not self._keep(channel, data, self._limit()):
+                if self._dropping or self._closed or not self._readers:
+                    return False
+                if read != self._read:
+                    read, left = self._read, PATIENCE
+                elif left <= 0:
+                    return False
+                start, longest = time.monotonic(), PATIENCE / 10
+                _got(changes, longest)
+                # No wait counts for more: if this process was stopped meanwhile, the host could not read either.
+                left -= min(time.monotonic() - start, longest)
+        return True
+
+    @contextlib.contextmanager
+    def _changes(self) -> Iterator[queue.SimpleQueue[None]]:
+        """A queue that gets an item at each change. Look at the state after you have it, then wait for an item."""
+        changes = queue.SimpleQueue[None]()
+        with self._lock:
+            self._waiting.append(changes)
+        try:
+            yield changes
+        finally:
+            with self._lock:
+                self._waiting.remove(changes)
+
+    def _notify(self) -> None:
+        """Wake all threads that wait for a change. Call it with the lock held."""
+        for changes in self._waiting:
+            if changes.empty():
+                changes.put(None)
 
     def StreamStdio(self, request: Any, context: grpc.ServicerContext) -> Iterator[host_pb2.StdioData]:
         """Stream what is printed. If two hosts are connected, each piece goes to one of them."""
-
-        def host_left() -> None:
-            with self._changed:
-                self._changed.notify_all()
-
         thread = threading.get_ident()
-        try:
-            if context.add_callback(host_left):
-                while message := self._next(context, thread):
-                    self._report_dropped()
-                    yield message  # grpc comes back for the next one once this one is sent
-        finally:
-            with self._changed:
-                self._readers.pop(thread, None)
-                self._changed.notify_all()
+        with self._changes() as changes:
+            try:
+                if context.add_callback(lambda: changes.put(None)):
+                    while message := self._next(context, thread, changes):
+                        self._report_dropped()
+                        yield message  # grpc comes back for the next one once this one is sent
+            finally:
+                with self._lock:
+                    self._readers.pop(thread, None)
+                    self._notify()
 
-    def _next(self, context: grpc.ServicerContext, thread: int) -> host_pb2.StdioData | None:
+    def _next(
+        self, context: grpc.ServicerContext, thread: int, changes: queue.SimpleQueue[None]
+    ) -> host_pb2.StdioData | None:
         """Wait for the next message for a host, and return it; None at the end."""
-        with self._changed:
+        with self._lock:
             self._readers[thread] = False
-            self._changed.notify_all()
-            while not self._chunks:
-                if self._closed or not context.is_active():
+            self._notify()
+        while context.is_active():  # what it did not take stays for the next host
+            with self._lock:
+                if self._chunks:
+                    channel, data = self._chunks.popleft()
+                    size = len(data)
+                    self._size -= size
+                    self._read += 1
+                    self._readers[thread] = True
+                    self._dropping = False
+                    self._notify()
+                    return host_pb2.StdioData(channel=channel, data=bytes(data))
+                if self._closed:
                     return None
-                self._changed.wait()
-            if not context.is_active():
-                return None  # what it did not take stays for the next host
-            channel, data = self._chunks.popleft()
-            self._size -= len(data)
-            self._read += 1
-            self._readers[thread] = True
-            self._dropping = False
-            self._changed.notify_all()
-        return host_pb2.StdioData(channel=channel, data=bytes(data))
+            changes.get()
+        return None
 
     def drain(self, timeout: float) -> None:
         """Wait until the hosts have what was printed so far, at most timeout seconds."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not any(self._chunks or sending for sending in self._readers.values()), timeout
-            )
+        end = time.monotonic() + timeout
+        with self._changes() as changes:
+            while self._is_sending() and _got(changes, end - time.monotonic()):
+                pass
+
+    def _is_sending(self) -> bool:
+        with self._lock:
+            return any(self._chunks or sending for sending in self._readers.values())
 
     def close(self) -> None:
         """Let the streams end when everything is sent."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._notify()
 
     def count_unread(self) -> None:
         """Log how much was printed that no host has read. Call it when no host can read any more."""
-        with self._changed:
+        with self._lock:
             for channel, data in self._chunks:
                 self._dropped[channel] += len(data)
             self._chunks.clear()
         self._report_dropped()
 
     def _report_dropped(self) -> None:
-        with self._changed:
+        with self._lock:
             dropped, self._dropped = self._dropped, dict.fromkeys(self._dropped, 0)
         for channel, count in dropped.items():
             if count:
                 _log.warning("%d bytes of %s dropped: the host did not read them", count, Channel.Name(channel).lower())
+
+
+def _got(changes: queue.SimpleQueue[None], timeout: float) -> bool:
+    """Wait for an item, at most timeout seconds; whether there was one."""
+    try:
+        changes.get(timeout=max(timeout, 0))
+    except queue.Empty:
+        return False
+    return True
