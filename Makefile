@@ -4,6 +4,7 @@ help:
 	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=one of examples/]"
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
 	@echo "make test-all  run the slow tests, the rest"
+	@echo "make worlds    print which test runs in which world: threads, asyncio, AutoMTLS ...; TESTS=tests/plugin/test_kv.py"
 	@echo "make hosts     build the hosts for the tests of the examples, except Vault (HOSTS=vault): 7 minutes, once"
 	@echo "make windows   run tests in Python for Windows, under Wine; it installs both: 10 minutes"
 	@echo "make lint      check style and types"
@@ -19,7 +20,7 @@ help:
 	@echo "and compiles the Go hosts. To choose the Python: make PYTHON=python3.12 test. The next commands keep to it."
 
 demo: .venv/running go
-	@sh tests/demo.sh
+	@sh tests/support/demo.sh
 
 test: .venv/testing go
 	.venv/bin/pytest
@@ -30,30 +31,33 @@ test-all: .venv/testing hosts newest-python
 # Programs that the examples are plugins of. `terraform` is taken from PATH, if it is there.
 HOSTS ?= tflint tofu grafana-client grafana-twin
 hosts: go
-	@sh tests/hosts.sh $(HOSTS)
+	@sh tests/support/hosts.sh $(HOSTS)
 
 # Programs start slowly in Wine, hence the timeout. On Windows itself: python -m pytest
 windows: .venv/testing go
-	@sh tests/windows.sh
-	@sh tests/hosts.sh tofu.exe
+	@sh tests/support/windows.sh
+	@sh tests/support/hosts.sh tofu.exe
 	.windows/run -m pytest -p no:cacheprovider --timeout 600
 
 # actionlint would also run shellcheck and pyflakes, but only where they are installed.
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	cd tests/host && go vet ./...
+	cd tests/support/host && go vet ./...
 	cd bench/host && go vet ./...
 	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 -shellcheck= -pyflakes= .github/workflows/*.yml starter/.github/workflows/*.yml
 	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
 
+worlds: .venv/testing
+	@.venv/bin/python tests/support/worlds.py $(TESTS)
+
 matrix: .venv/testing go newest-python
-	.venv/bin/pytest -m slow tests/test_versions.py
+	.venv/bin/pytest -m slow tests/project/test_versions.py
 
 newest-python: .venv/testing
-	@sh tests/python.sh
+	@sh tests/support/python.sh
 
 release: .venv/testing newest-python
-	@.venv/bin/python tests/release.py
+	@.venv/bin/python tests/support/release.py
 
 # What 1.62 generates runs with every protobuf from 4.25 on. It needs Python 3.10 to 3.12.
 own-protos:

@@ -17,9 +17,9 @@ SHOWN = ("*.md", "docs/*.md", "docs/*.svg", "bench/*.md", "bench/*.svg", "exampl
 
 
 def reference() -> str:
-    """Return the page of the public names. tests/api.txt lists them, each class before its members."""
+    """Return the page of the public names. tests/library/api.txt lists them, each class before its members."""
     text = "# API\n"
-    names = (ROOT / "tests" / "api.txt").read_text(encoding="utf-8")
+    names = (ROOT / "tests" / "library" / "api.txt").read_text(encoding="utf-8")
     for is_class, owner, name in re.findall(r"^(class )?(goplugin[\w.]*)\.(\w+)", names, re.MULTILINE):
         if re.search(r"\.[A-Z]\w*$", owner):  # a class
             text += f"        - {name}\n"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import EXE, ROOT, World
+import worlds
+from harness import EXE, ROOT, SUPPORT, World
 
 from examples import Example
 
@@ -22,12 +23,12 @@ def programs() -> Iterator[Path]:
 
 
 def build(binary: Path, package: str) -> Path:
-    """A Go program of what tests/host/go.mod has, built unless it is there."""
+    """A Go program of what tests/support/host/go.mod has, built unless it is there."""
     if "GOPLUGIN_TEST_PROGRAMS" in os.environ:  # where there is no Go: under Wine
         return Path(os.environ["GOPLUGIN_TEST_PROGRAMS"], binary.name)
     if not binary.exists():
         assert shutil.which("go"), "the tests need Go: `make test` finds it"
-        subprocess.run(["go", "build", "-o", binary, package], cwd=ROOT / "tests" / "host", check=True)
+        subprocess.run(["go", "build", "-o", binary, package], cwd=SUPPORT / "host", check=True)
     return binary
 
 
@@ -107,24 +108,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of a module again in other worlds, in `make test-all`. The module says in which ones.
-
-    ALSO_WITH_AUTO_MTLS: with a host that sets it, except for plain_only tests.
-    ALSO_ON_ASYNCIO: with plugins on grpc.aio, except for threads_only tests, and with plugins on pygrpc-native, except
-        for grpcio_only tests.
-    Both: with a host that multiplexes, plain on threads, and with AutoMTLS on asyncio, except for unmultiplexed tests.
-
-    What only one of these worlds can break is in test_automtls.py, test_aio.py, test_native.py and test_multiplex.py.
-    """
+    """Run a test in each of its worlds."""
     if "world" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker
-        mtls = getattr(metafunc.module, "ALSO_WITH_AUTO_MTLS", False) and not marker("plain_only")
-        aio = getattr(metafunc.module, "ALSO_ON_ASYNCIO", False) and not marker("threads_only")
-        again = ["AutoMTLS"] * mtls + ["asyncio"] * aio + ["asyncio, AutoMTLS"] * (mtls and aio)
-        again += ["multiplexed", "multiplexed, asyncio, AutoMTLS"] * (mtls and aio and not marker("unmultiplexed"))
-        again += ["native"] * (aio and not marker("grpcio_only"))  # the modules that run on asyncio run on it too
-        slow = [pytest.param(name, marks=pytest.mark.slow) for name in again]
-        metafunc.parametrize("world", getattr(metafunc.module, "WORLDS", ["plain", *slow]), indirect=True)
+        markers = {marker.name for marker in metafunc.definition.iter_markers()}
+        metafunc.parametrize("world", worlds.of(metafunc.module.__name__, markers), indirect=True)
 
 
 @pytest.fixture

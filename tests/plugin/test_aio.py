@@ -1,0 +1,374 @@
+"""What only a plugin on grpc.aio can do, or get wrong. What it has in common with threads, the other modules test."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import probe
+import psutil
+import pytest
+from authors import ON_ASYNCIO
+from harness import ROOT, CallError, Host, World, eventually
+from kv import put
+
+import goplugin.aio
+import goplugin.testing
+from plugin import HANDSHAKE
+
+MB = 1_000_000
+
+
+def run(host: Host, code: str, **options: object) -> object:
+    """Run the body of an `async def` handler."""
+    return probe.do(host, "run_async", code, **options)
+
+
+@pytest.mark.windows
+def test_a_deadline_cancels_the_handler(world: World) -> None:
+    host = probe.start(world)
+    code = "try: await asyncio.sleep(60)\nexcept asyncio.CancelledError:\n    open('cancelled', 'w')\n    raise"
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        run(host, code, seconds=0.3)
+    assert eventually((world.folder / "cancelled").exists)
+    assert run(host, "return 1") == 1
+
+
+@pytest.mark.windows
+def test_a_caller_that_leaves_cancels_the_handler(world: World) -> None:
+    host = probe.start(world)
+    host.ask("open", stream=1, method="/probe.Streams/hold_or_note")
+    host.ask("send", stream=1, message=b"noted")
+    host.ask("half_close", stream=1)
+    assert host.ask("recv", stream=1)["message"] == b"open"
+    host.ask("cancel", stream=1)
+    assert eventually((world.folder / "noted").exists)
+
+
+def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_plugin(world: World) -> None:
+    host = probe.start(world)
+    swallow = "while True:\n    try: await asyncio.sleep(60)\n    except asyncio.CancelledError: open('swallowed', 'w')"
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        run(host, swallow, seconds=0.3)
+    assert eventually((world.folder / "swallowed").exists)
+    host.begin("call", method="/probe.Probe/run_async", message=probe.message(swallow))
+    assert host.ask("kill")["seconds"] < 4
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert world.gone()
+
+
+@pytest.mark.windows
+def test_a_cancelled_handler_has_time_to_clean_up(world: World) -> None:
+    """Kill() closes the connection after Shutdown, which cancels the calls in flight."""
+    host = probe.start(world)
+    code = (
+        "open('begun', 'w')\ntry: await asyncio.sleep(60)\n"
+        "finally:\n    await asyncio.sleep(0.5)\n    open('clean', 'w')"
+    )
+    host.begin("call", method="/probe.Probe/run_async", message=probe.message(code))
+    assert eventually((world.folder / "begun").exists)
+    assert host.ask("kill")["seconds"] < 1.9
+    assert (world.folder / "clean").exists()
+
+
+RAISED = {
+    "raise SystemExit('no credentials')": "SystemExit: no credentials",
+    "raise KeyboardInterrupt": "KeyboardInterrupt",
+    "raise asyncio.CancelledError('gone')": "CancelledError: gone",
+    "task = asyncio.ensure_future(asyncio.sleep(9)); task.cancel(); await task": "CancelledError",
+    "asyncio.current_task().cancel(); await asyncio.sleep(9)": "CancelledError",
+    "raise ValueError('it broke')": "Exception calling application: it broke",
+    "await context.abort(grpc.StatusCode.ABORTED, 'a\\udc80')": r"Aborted: a\udc80",
+    "context.set_details('a\\udc80'); raise ValueError('b')": r"Unknown: a\udc80",
+    "context.set_code(grpc.StatusCode.DATA_LOSS); context.set_details('a\\udc80'); 1 / 0": r"DataLoss: a\udc80",
+    "await context.abort(grpc.StatusCode.ABORTED, 'no')": "Aborted: no",
+    "context.set_code(grpc.StatusCode.DATA_LOSS); raise ValueError('it broke')": "DataLoss: Exception calling",
+}
+
+
+@pytest.mark.parametrize("code", RAISED)
+@pytest.mark.windows
+def test_whatever_a_handler_raises_is_answered(world: World, code: str) -> None:
+    host = probe.start(world)
+    with pytest.raises(CallError) as raised:
+        run(host, code, seconds=5)
+    assert RAISED[code].replace(": ", "", 1).replace(" ", "") in str(raised.value).replace(": ", "").replace(" ", "")
+    assert run(host, "return 1") == 1
+    if "abort" not in code:
+        assert host.logged("/probe.Probe/run_async: ", **{"@level": "error"})
+    host.ask("kill")
+    logged = [record for record in host.log() if record["@level"] == "error"]
+    assert len(logged) == (0 if "abort" in code else 1)
+    assert all("Traceback" in record["stacktrace"] for record in logged)
+
+
+def test_a_child_by_fork_in_a_handler_ends_with_it(world: World) -> None:
+    host = probe.start(world)
+    pid = run(host, "import os\nreturn os.fork()")
+    assert isinstance(pid, int)
+    assert pid > 0
+    assert eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert run(host, "return 1") == 1
+
+
+def test_a_blocked_loop_does_not_keep_the_plugin_when_its_host_dies(world: World) -> None:
+    host = probe.start(world)
+    host.begin("call", method="/probe.Probe/block_the_loop", message=b"3600")
+    time.sleep(0.3)
+    host.process.kill()
+    assert world.gone()
+
+
+def test_a_blocked_loop_is_told(world: World) -> None:
+    world.env["PROBE_COOKIE"] = "probe"
+    config = goplugin.HandshakeConfig([1], "PROBE_COOKIE", "probe")
+    command = [sys.executable, str(ROOT / "tests/support/plugins/probe_plugin.py")]
+    with goplugin.testing.start(command, config, env=world.env, auto_mtls=world.auto_mtls) as client:
+        block: Any = client.channel.unary_unary("/probe.Probe/block_the_loop")
+        call = block.future(b"3600")  # kept: it is cancelled when it is forgotten
+        time.sleep(0.3)
+        os.kill(client.pid, signal.SIGTERM)
+        assert eventually(lambda: client.exit_code is not None, 4)
+        assert call
+    assert client.exit_code == 0
+    (record,) = [record for record in client.log if record["@level"] == "error"]
+    assert "a handler blocks it" in record["@message"]
+    assert "time.sleep(seconds)" in record["stacktrace"]
+
+
+def test_what_is_printed_in_the_loop_is_kept_until_the_loop_can_send_it(world: World) -> None:
+    host = probe.start(world)
+    probe.do(host, "print_at_once", [7, 32 * MB])
+    assert eventually(lambda: len(host.ask("stdio")["stdout"]) == 32 * MB)
+
+
+def test_the_loop_never_waits_for_a_host_that_does_not_read(world: World) -> None:
+    host = probe.start(world)
+    begin = time.monotonic()
+    probe.do(host, "print_at_once", [7, 100 * MB])
+    assert time.monotonic() - begin < 4  # PATIENCE is 5 s
+    assert host.logged("bytes of stdout dropped")
+    limit = 64 << 20
+    assert eventually(lambda: limit <= len(host.ask("stdio")["stdout"]) < limit + MB)
+
+
+def test_a_thousand_handlers_wait_without_threads(world: World) -> None:
+    host = probe.start(world)
+    waiting = host.begin("call", method="/probe.Probe/sleep", message=b"2", repeat=1000)
+    time.sleep(1)
+    assert world.plugin().num_threads() < 30
+    assert waiting()["seconds"] < 20
+
+
+def test_services_do_not_wait_behind_handlers_that_are_def(world: World) -> None:
+    """The limit of threads is 512. Shutdown and health are in test_limits.py."""
+    host = probe.start(world)
+    host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=520)
+    time.sleep(2)
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        probe.do(host, "block", 0, seconds=1)
+    run(host, "print('hello')")
+    assert eventually(lambda: host.ask("stdio")["stdout"] == b"hello\n")
+    host.ask("accept", broker=1)
+    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+    probe.do(host, "accept", 2)
+    host.ask("dial", broker=2)
+    assert probe.do(host, "echo", "x", broker=2) == "x"
+    assert host.ask("kill")["seconds"] < 4
+
+
+CONTEXT = """
+import threading, time
+assert context.is_active()
+assert isinstance(context, __import__("grpc").ServicerContext)
+assert context.time_remaining() < 6
+assert dict(context.invocation_metadata())["user-agent"].startswith("grpc-go")
+ended = threading.Event()
+assert context.add_callback(ended.set)
+context.send_initial_metadata([("a", "b")])
+open("begun", "w")
+"""
+
+
+@pytest.mark.windows
+def test_a_handler_that_is_def_has_a_whole_context(world: World) -> None:
+    host = probe.start(world)
+    assert probe.do(host, "run", CONTEXT + "result = context.peer()", seconds=5)
+    late = "ended.wait(9)\nassert not context.is_active()\nassert not context.add_callback(print)\nopen('noticed', 'w')"
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        probe.do(host, "run", CONTEXT + late, seconds=0.5)
+    assert eventually((world.folder / "noticed").exists)
+    with pytest.raises(CallError, match=r"Aborted.*not now"):
+        probe.do(host, "run", "import grpc\ncontext.abort(grpc.StatusCode.ABORTED, 'not now')")
+    with pytest.raises(CallError, match="Canceled"):
+        probe.do(host, "run", "context.cancel()")
+    # Nothing reaches a call that has ended, and a text that nobody hears of is logged.
+    ended = "ended.wait(9)\ntime.sleep(0.2)\nimport grpc\ntry: context.{}\nexcept grpc.RpcError: open('{}', 'w')"
+    for number, late in enumerate(("peer()", "auth_context()", "abort(grpc.StatusCode.ABORTED, '')", "write(b'')")):
+        with pytest.raises(CallError, match="DeadlineExceeded"):
+            probe.do(host, "run", CONTEXT + ended.format(late, f"refused{number}"), seconds=0.5)
+        assert eventually((world.folder / f"refused{number}").exists)
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        probe.do(host, "run", CONTEXT + "ended.wait(9)\nraise ValueError('nobody hears')", seconds=0.5)
+    assert host.logged("nobody hears", **{"@level": "error"})
+    assert probe.do(host, "echo", 1) == 1
+
+
+def test_streams_of_handlers_that_are_def(world: World) -> None:
+    host = probe.start(world)
+    host.ask("open", stream=1, method="/probe.Threads/chat")
+    for text in (b"a", b"b"):
+        host.ask("send", stream=1, message=text)
+        assert host.ask("recv", stream=1)["message"] == b"you said " + text
+    host.ask("half_close", stream=1)
+    assert "message" not in host.ask("recv", stream=1)  # the end
+    threads = world.plugin().num_threads()
+    for stream in range(2, 30):  # callers that leave
+        host.ask("open", stream=stream, method="/probe.Threads/hold")
+        host.ask("send", stream=stream, message=b"")
+        host.ask("half_close", stream=stream)
+        assert host.ask("recv", stream=stream)["message"] == b"open"
+    held = world.plugin().num_threads()
+    assert held >= threads + 20
+    for stream in range(2, 30):
+        host.ask("cancel", stream=stream)
+    assert host.ask("kill")["seconds"] < 1.9  # all of them have left
+
+
+LOOPS = ["asyncio.run(main())", "import uvloop; uvloop.run(main())"]
+HANDLER = "asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: open('usr1', 'w'))"
+ORDERS = ["plugin = goplugin.aio.Plugin(HANDSHAKE)", "await plugin.wait()"]  # before which the handler is added
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=["handler first", "Plugin first"])
+@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
+def test_signals_of_loop_and_plugin(world: World, loop: str, order: str) -> None:
+    text = ON_ASYNCIO.replace(order, f"{HANDLER}; {order}").replace(LOOPS[0], loop)
+    (world.folder / "signals.py").write_text(text)
+    host = world.started(world.folder / "signals.py")
+    put(host, "k", b"v")
+    os.kill(world.plugin().pid, signal.SIGUSR1)
+    assert eventually((world.folder / "usr1").exists)
+    os.kill(world.plugin().pid, signal.SIGINT)  # Ctrl-C is left to the host
+    put(host, "k", b"v")
+    os.kill(world.plugin().pid, signal.SIGTERM)
+    assert world.gone()
+    assert not [record for record in host.log() if record["@level"] == "error" and "goplugin" in str(record)]
+
+
+def test_ctrl_c_ends_what_a_person_started(world: World) -> None:
+    process = world.run(sys.executable, world.kv_plugin, "--debug")
+    assert process.stdout
+    assert process.stdout.readline().startswith(b'{"plugin":')
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 0
+
+
+def test_debug_lines_of_grpc_and_asyncio_stay_away(world: World) -> None:
+    world.env["PLUGIN_LOG_LEVEL"] = "trace"
+    host = world.started()
+    put(host, "k", b"v")
+    host.ask("kill")
+    assert host.logged("leaving: Shutdown")
+    modules = {record["@module"] for record in host.log() if "@module" in record}
+    assert not [module for module in modules if "grpc" in module or "asyncio" in module]
+
+
+@pytest.mark.windows
+def test_wait_can_be_cancelled(world: World) -> None:
+    """As by asyncio.timeout(): main() may wait for other things in between."""
+    text = ON_ASYNCIO.replace(
+        "    await plugin.wait()",
+        "    for _ in range(3):\n        try: await asyncio.wait_for(plugin.wait(), 0.1)\n"
+        "        except asyncio.TimeoutError: open('again', 'w')\n    await plugin.wait()",
+    )
+    (world.folder / "waits.py").write_text(text)
+    host = world.started(world.folder / "waits.py")
+    assert eventually((world.folder / "again").exists)
+    time.sleep(0.5)
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+def test_the_broker_waits_without_threads(world: World) -> None:
+    """Ids that the host never serves."""
+    host = probe.start(world)
+    threads = world.plugin().num_threads()
+    code = (
+        "waits = [plugin.broker.dial(1000 + number) for number in range(200)]\n"
+        "results = await asyncio.gather(*waits, return_exceptions=True)\n"
+        "return sorted({type(result).__name__ for result in results})"
+    )
+    waiting = host.begin("call", method="/probe.Probe/run_async", message=probe.message(code))
+    time.sleep(1)
+    assert world.plugin().num_threads() < threads + 5
+    assert waiting()["message"] == b'["TimeoutError"]'
+
+
+def test_a_cancelled_dial_leaves_the_id_to_the_next_one(world: World) -> None:
+    host = probe.start(world)
+    code = (
+        "task = asyncio.ensure_future(plugin.broker.dial(1))\nawait asyncio.sleep(0.1)\ntask.cancel()\n"
+        "await asyncio.wait([task])\nreturn task.cancelled()"
+    )
+    assert run(host, code) is True
+    host.ask("accept", broker=1)
+    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+
+
+def test_what_waits_when_the_broker_closes_is_told() -> None:
+    """Which is at the plugin's end."""
+    transport: Any = None
+
+    async def dial_and_accept() -> list[Any]:
+        broker = goplugin.aio.Broker(transport, {})
+        waits = [asyncio.ensure_future(broker.dial(7)), asyncio.ensure_future(broker.accept(8, print))]
+        await asyncio.sleep(0.1)
+        broker.close()
+        return await asyncio.gather(*waits, broker.dial(9), return_exceptions=True)
+
+    dialled, accepted, late = asyncio.run(dial_and_accept())
+    assert repr(dialled) == "RuntimeError('cannot dial id 7: the plugin is leaving')"
+    assert repr(accepted) == "RuntimeError('cannot accept id 8: the plugin is leaving')"
+    assert repr(late) == "RuntimeError('cannot dial id 9: the plugin is leaving')"
+    broker = goplugin.Broker(transport, {})
+    with ThreadPoolExecutor() as pool:
+        wait = pool.submit(broker.dial, 7)
+        time.sleep(0.1)
+        broker.close()
+        assert repr(wait.exception()) == repr(dialled)
+
+
+@pytest.mark.windows
+def test_the_test_host_drives_the_example(world: World, tmp_path: Path) -> None:
+    import kv_pb2
+    import kv_pb2_grpc
+
+    command = [sys.executable, str(world.kv_plugin)]
+    env, mtls = world.env, world.auto_mtls
+    with goplugin.testing.start(command, HANDSHAKE, cwd=tmp_path, env=env, auto_mtls=mtls) as client:
+        kv = kv_pb2_grpc.KVStub(client.channel)
+        kv.Put(kv_pb2.PutRequest(key="hello", value=b"world"))
+        assert kv.Get(kv_pb2.GetRequest(key="hello")).value == b"world\n\nWritten from plugin-python"
+    assert client.exit_code == 0
+    assert not [record for record in client.log if record["@level"] in ("warn", "error")]
+
+
+def test_a_thread_of_its_own_may_run_the_loop(world: World) -> None:
+    text = ON_ASYNCIO.replace(
+        "async def main():\n    plugin = goplugin.aio.Plugin(HANDSHAKE)\n", "async def main(plugin):\n"
+    )
+    text = text.replace(
+        "asyncio.run(main())",
+        "import threading\nplugin = goplugin.aio.Plugin(HANDSHAKE)\n"
+        "thread = threading.Thread(target=lambda: asyncio.run(main(plugin)))\nthread.start()\nthread.join()",
+    )
+    (world.folder / "thread.py").write_text(text)
+    host = world.started(world.folder / "thread.py")
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 1.9
+    assert not [record for record in host.log() if record["@level"] == "error"]

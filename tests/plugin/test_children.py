@@ -1,0 +1,87 @@
+"""Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
+
+import contextlib
+import time
+
+import probe
+import psutil
+import pytest
+from harness import PLUGINS, World, eventually
+from kv import get, put
+
+WAYS = ["fork", "spawn", "forkserver"]
+MARKED = [pytest.param(way, marks=() if way == "spawn" else pytest.mark.unix_only("there is no fork")) for way in WAYS]
+
+
+@pytest.mark.parametrize("end", ["Kill()", "plugin killed", "host killed"])
+@pytest.mark.parametrize("kind", ["Process", "daemon", "Pool", "ProcessPoolExecutor"])
+@pytest.mark.parametrize("way", MARKED)
+@pytest.mark.windows
+def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str) -> None:
+    host = world.started(PLUGINS / "pool_plugin.py")
+    put(host, kind, way.encode())
+    wanted = 2 if "Pool" in kind else 1
+    assert eventually(lambda: sum(record["@message"] == "busy" for record in host.log()) == wanted)
+    if end == "Kill()":
+        assert host.ask("kill")["seconds"] < 4
+    elif end == "plugin killed":
+        world.plugin().kill()
+        assert eventually(lambda: host.ask("exited")["exited"], 2)
+    else:
+        host.process.kill()
+    assert world.gone()
+
+
+@pytest.mark.parametrize("way", MARKED)
+@pytest.mark.windows
+def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
+    """Whole, with level, module and pairs; also their exceptions. What the host said to the plugin is not theirs."""
+    host = world.started(PLUGINS / "pool_plugin.py")
+    pid, left = get(host, way).decode().split(" ", 1)
+    assert left == "[]"
+    record = host.logged("x" * 20_000, **{"@level": "warn", "@module": "of.a.worker"})
+    assert record
+    assert record["pid"] == int(pid)
+    assert eventually(lambda: host.logged_now("ValueError: a worker fails"))
+    assert host.ask("kill")["seconds"] < 4
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_workers_end_though_a_fork_lives(world: World, way: str) -> None:
+    """The fork has inherited what the workers know their parent by."""
+    host = probe.start(world)
+    code = f"""
+import multiprocessing, os, time
+workers = [multiprocessing.get_context({way!r}).Process(target=time.sleep, args=(3600,)) for _ in range(2)]
+for worker in workers: worker.start()
+pid = os.fork()
+if pid == 0:
+    os.closerange(0, 3)
+    time.sleep(20)
+    os._exit(0)
+result = [pid, *(worker.pid for worker in workers)]
+"""
+    forked, *workers = map(psutil.Process, probe.do(host, "run", code))
+    time.sleep(0.5)  # until the workers have begun
+    world.plugin().kill()
+    assert eventually(lambda: not any(is_alive(worker) for worker in workers), 5)
+    assert forked.is_running()
+    forked.kill()
+
+
+@pytest.mark.parametrize("way", ["fork", "forkserver"])
+def test_a_worker_whose_c_code_holds_the_gil(world: World, way: str) -> None:
+    """The system ends it: no Python code has to run for that."""
+    host = probe.start(world)
+    match = "re.match, args=('(a+)+$', 'a' * 40 + 'b')"
+    run = f"import multiprocessing, re\nprocess = multiprocessing.get_context({way!r}).Process(target={match})\n"
+    worker = psutil.Process(probe.do(host, "run", run + "process.start()\nresult = process.pid"))
+    assert eventually(lambda: worker.cpu_times().user > 0.6)
+    world.plugin().kill()
+    assert world.gone()

@@ -1,0 +1,188 @@
+"""The plugin leaves, and says why, also when the companion is gone or something in the way of leaving fails."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import probe
+import psutil
+import pytest
+from by_hand import line, run
+from certificates import certificate_in, make_certificate
+from harness import ROOT, CallError, Host, World, eventually
+
+BEFORE_PLUGIN = """
+import goplugin
+import pathlib, runpy, sys, time
+while not pathlib.Path("go on").exists(): time.sleep(0.01)
+SAYS
+runpy.run_path(PLUGIN, run_name="__main__")
+"""
+
+
+def kill_companion(world: World) -> None:
+    companion = world.companion()
+    companion.kill()
+    assert eventually(lambda: not companion.is_running() or companion.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+@pytest.mark.parametrize("says", ["pass", "print('hello')", "sys.stderr.write('hello')"])
+def test_without_its_companion_the_plugin_does_not_start(world: World, says: str, tmp_path: Path) -> None:
+    """It was killed while the plugin was being imported. The log says so, whatever the plugin prints."""
+    script = world.folder / "before.py"
+    script.write_text(BEFORE_PLUGIN.replace("SAYS", says).replace("PLUGIN", repr(str(world.kv_plugin))))
+    asked = {"PLUGIN_MULTIPLEX_GRPC": "true"} if world.multiplexed else {}
+    if world.auto_mtls:
+        asked["PLUGIN_CLIENT_CERT"] = certificate_in(make_certificate(tmp_path, "host"))
+    process = run(world, script=script, **asked)
+    world.companion()
+    time.sleep(0.5)  # by now it has made the certificate; the plugin knows its folder
+    kill_companion(world)
+    (world.folder / "go on").touch()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode > 0
+    records = [json.loads(text) for text in err.decode().splitlines() if text.startswith("{")]
+    errors = [record["@message"] for record in records if record["@level"] == "error"]
+    assert any("the companion process died" in message for message in errors)
+    assert "BrokenPipeError" not in err.decode()
+
+
+@pytest.mark.grpcio_only("pygrpc-native's folder stays behind")
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.windows
+def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> None:
+    """It has no other world to live in."""
+    host = probe.start(world)
+    if busy:
+        host.begin("call", method="/probe.Probe/sleep", message=b"30")
+    kill_companion(world)
+    assert world.gone()
+    assert host.logged("the companion process died", **{"@level": "error"})
+
+
+CLOSES = {
+    "an old habit": "import os; os.closerange(3, 6)",
+    "all pipes": """
+import os, socket
+for name in os.listdir("/proc/self/fd"):
+    try:
+        is_pipe = os.readlink(f"/proc/self/fd/{name}").startswith("pipe:")
+        if not is_pipe:  # a pair of sockets has no names
+            with socket.socket(fileno=os.dup(int(name))) as pair:
+                is_pipe = pair.getsockname() == pair.getpeername() == ""
+        if is_pipe and int(name) > 2: os.close(int(name))
+    except OSError: pass
+""",
+    "all": "import os; os.closerange(3, 256)",
+}
+
+
+def close_descriptors(host: Host, code: str) -> None:
+    """The answer does not come back if the connection is among them."""
+    with contextlib.suppress(CallError):
+        probe.do(host, "run", code, seconds=3)
+
+
+@pytest.mark.grpcio_only("pygrpc-native has other descriptors")
+@pytest.mark.parametrize("closes", CLOSES)
+def test_sigterm_ends_a_plugin_that_closed_what_is_not_its_own(world: World, closes: str) -> None:
+    """As daemons once did. What the plugin needs for leaving may be among it."""
+    host = probe.start(world)
+    plugin = world.plugin()
+    close_descriptors(host, CLOSES[closes])
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may have left at once
+        plugin.send_signal(signal.SIGTERM)
+    assert world.gone()
+    remove_sockets(world)
+
+
+@pytest.mark.grpcio_only("pygrpc-native has other descriptors")
+@pytest.mark.parametrize("closes", ["an old habit", "all pipes"])
+def test_shutdown_ends_a_plugin_that_closed_what_is_not_its_own(world: World, closes: str) -> None:
+    """And the host does not have to kill it."""
+    host = probe.start(world)
+    close_descriptors(host, CLOSES[closes])
+    assert host.ask("kill")["seconds"] < 4
+    assert world.gone()
+    assert not host.logged_now("plugin failed to exit gracefully")
+    remove_sockets(world)
+
+
+def remove_sockets(world: World) -> None:
+    """Who has lost the descriptors of the companion may leave its folder behind."""
+    for folder in world.temporary.glob("*plugin*"):
+        shutil.rmtree(folder)
+
+
+UNPRIVILEGED = """
+import goplugin, os
+class Plugin(goplugin.Plugin):
+    def listen(self, server):
+        line = super().listen(server)
+        os.setuid(65534)
+        return line
+goplugin.Plugin = Plugin
+import plugin
+plugin.main()
+"""
+
+
+@pytest.mark.threads_only("a script for threads")
+@pytest.mark.parametrize("reason", ["without privileges", "the folder is a file"])
+def test_a_socket_that_cannot_be_removed_does_not_keep_the_plugin(world: World, reason: str) -> None:
+    if reason == "without privileges" and os.getuid():
+        pytest.skip("only root has privileges to drop")
+    sockets = world.folder / "sockets"
+    sockets.mkdir(mode=0o755)
+    script = ROOT / "plugin.py"
+    if reason == "without privileges":
+        script = world.folder / "unprivileged.py"
+        script.write_text(UNPRIVILEGED)
+    process = run(world, script=script, PLUGIN_UNIX_SOCKET_DIR=str(sockets))
+    assert "|unix|" in line(process)
+    if reason == "the folder is a file":
+        sockets.rename(world.folder / "moved")
+        sockets.touch()
+    process.send_signal(signal.SIGTERM)
+    process.wait(4)
+    assert world.gone()
+    remove_sockets(world)
+
+
+CAPTURES = """
+import logging, os
+before = os.dup(2)
+read, write = os.pipe()
+os.dup2(write, 2)
+os.close(read), os.close(write)
+logging.error("into a pipe that nobody reads")
+os.dup2(before, 2)
+os.close(before)
+result = "it went on"
+"""
+
+
+def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
+    """Nobody reads it. But the companion is there: the plugin stays."""
+    host = probe.start(world)
+    assert probe.do(host, "run", CAPTURES, seconds=5) == "it went on"
+    probe.do(host, "log", [40, "and still logs", {}])
+    assert host.logged("and still logs", **{"@level": "error"})
+    assert not host.logged_now("the companion process died")
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+OTHER_FILES = CLOSES["all pipes"] + "import builtins; builtins.kept = [open('/etc/hosts') for _ in range(20)]"
+
+
+@pytest.mark.grpcio_only("pygrpc-native has other descriptors")
+def test_other_files_in_the_place_of_its_pipes(world: World) -> None:
+    """They are always ready to be read. The plugin leaves, instead of looking at them for ever."""
+    host = probe.start(world)
+    close_descriptors(host, OTHER_FILES)
+    assert world.gone()
+    remove_sockets(world)

@@ -1,0 +1,282 @@
+"""When the plugin leaves, and that nothing of it stays."""
+
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+
+import probe
+import psutil
+import pytest
+from harness import PLUGINS, CallError, World, eventually
+from kv import get, put
+
+import kv_pb2
+
+SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("there is no sh"))]
+
+
+@pytest.mark.parametrize("shell", SHELL)
+@pytest.mark.windows
+def test_kill_takes_no_two_seconds(world: World, shell: bool) -> None:
+    host = world.started(shell=shell)
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 1.9
+    assert not world.plugins()
+    exited = next(record for record in host.log() if "plugin process exited" in record["@message"])
+    assert "error" not in exited  # exit code 0
+
+
+@pytest.mark.parametrize("shell", SHELL)
+@pytest.mark.windows
+def test_gone_when_the_host_is_killed(world: World, shell: bool) -> None:
+    host = world.started(shell=shell)
+    host.process.kill()
+    assert world.gone()
+
+
+@pytest.mark.windows
+def test_gone_when_the_host_is_killed_during_a_call(world: World) -> None:
+    host = probe.start(world, shell=sys.platform != "win32")
+    host.begin("call", method="/probe.Probe/sleep", message=b"3600")
+    time.sleep(0.3)
+    host.process.kill()
+    assert world.gone()
+
+
+def test_gone_when_the_shell_between_is_killed(world: World) -> None:
+    """As Kill() does after 2 s: it ends the process that the host started, and waits for the pipes to close."""
+    host = world.started(shell=True)
+    shell = next(process for process in world.processes() if process.name() in ("sh", "dash"))
+    shell.kill()
+    assert world.gone()
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+def test_sigint_is_the_hosts(world: World) -> None:
+    """Ctrl-C reaches the whole process group, from the first moment on."""
+    host = world.host()
+    started = host.begin("start")
+    (plugin,) = eventually(lambda: world.plugins()[:1])
+    # From `import goplugin` on, which soon takes stdout too; before that it is Python itself that still starts.
+    stdout, stderr = (Path(f"/proc/{plugin.pid}/fd/{fd}") for fd in (1, 2))
+    assert eventually(lambda: stdout.readlink() == stderr.readlink())
+    for _ in range(50):
+        plugin.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    started()
+    for plugin in world.plugins():
+        for _ in range(3):
+            plugin.send_signal(signal.SIGINT)
+    put(host, "k", b"v")
+    assert get(host, "k")
+    assert "Traceback" not in "".join(record["@message"] for record in host.log())
+
+
+@pytest.mark.plain_only("no host in it")
+def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> None:
+    code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.outputs'])); import signal\n"
+    code += "try: import goplugin\nexcept ImportError: print(signal.getsignal(signal.SIGINT)(2, None))"
+    process = world.run(sys.executable, "-c", code, env={**world.env, "PLUGIN_MIN_PORT": "1"})
+    assert process.communicate(timeout=10) == (b"None\n", b"")
+
+
+def test_children_of_the_plugin_hear_sigint(world: World) -> None:
+    assert probe.do(probe.start(world), "signal_of_child") == -signal.SIGINT
+
+
+@pytest.mark.windows
+def test_calls_in_flight_may_finish(world: World) -> None:
+    """Shutdown is answered at once; the handler still has time to end what it began."""
+    host = probe.start(world)
+    done = world.folder / "done"
+    host.begin("call", method="/probe.Probe/sleep_then_write", message=probe.message([0.8, str(done)]))
+    time.sleep(0.2)
+    assert 0.4 < host.ask("kill")["seconds"] < 1.9
+    assert done.read_text() == "done"
+
+
+def test_sigterm_lets_calls_finish(world: World) -> None:
+    host = probe.start(world)
+    call = host.begin("call", method="/probe.Probe/sleep", message=b"0.8")
+    time.sleep(0.2)
+    for plugin in world.plugins():
+        plugin.send_signal(signal.SIGTERM)
+    assert call()["message"] == b"null"
+    assert world.gone()
+    assert not [record for record in host.log() if "exited" in record["@message"] and "error" in record]
+
+
+def test_sigterm_that_another_thread_gets(world: World) -> None:
+    host = probe.start(world)
+    host.begin("call", method="/probe.Probe/sigterm", message=b"null")
+    assert world.gone()
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+@pytest.mark.parametrize("stuck", ["sleep", "hold_thread"])
+@pytest.mark.windows
+def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
+    """A handler that never returns, or a thread of the plugin's that Python would wait for: gone before the 2 s."""
+    host = probe.start(world)
+    call = host.begin("call", method=f"/probe.Probe/{stuck}", message=b"3600" if stuck == "sleep" else b"null")
+    time.sleep(0.3)
+    assert host.ask("kill")["seconds"] < 4
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    if stuck == "sleep":
+        with pytest.raises(CallError):
+            call()
+
+
+def test_a_host_that_leaves_is_no_sigpipe(world: World) -> None:
+    """In a frozen program Python may not ignore SIGPIPE: that killed the companion before it removed the sockets."""
+    script = world.folder / "frozen.py"
+    script.write_text(
+        "import signal\n\nsignal.signal(signal.SIGPIPE, signal.SIG_DFL)\n\nimport goplugin\n\nimport plugin\n\n"
+        "plugin.main()\n"
+    )
+    host = world.started(script)
+    put(host, "k", b"v")
+    assert host.ask("kill")["seconds"] < 1.9
+    exited = next(record for record in host.log() if "plugin process exited" in record["@message"])
+    assert "error" not in exited
+    for _ in range(5):
+        host = world.started(script)
+        messages = [kv_pb2.PutRequest(key="k", value=b"v" * 1_000_000).SerializeToString()] * 4
+        for message in messages:
+            host.begin("call", method="/proto.KV/Put", message=message)
+        host.process.kill()
+        assert world.gone()
+        assert not list(world.temporary.iterdir())
+
+
+@pytest.mark.plain_only("go-plugin cannot reattach with AutoMTLS")
+def test_stays_when_told_to(world: World) -> None:
+    """For hosts that end and reattach: neither the host's end nor the shell's is a reason; Shutdown still is."""
+    world.env["PROBE_STAYS"] = "1"
+    host = probe.start(world, shell=True)
+    answer = host.ask("call", method="/probe.Probe/echo", message=b"1")
+    assert answer["message"] == b"1"
+    address = host.ask("start")["address"]
+    for process in world.processes():
+        if process.name() in ("sh", "dash"):
+            process.kill()
+    host.process.kill()
+    assert not world.gone(2.5)
+    plugin = world.plugin()
+    reattach = {
+        "Protocol": "grpc",
+        "ProtocolVersion": 1,
+        "Pid": plugin.pid,
+        "Addr": {"Network": "tcp", "String": address},
+    }
+    second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=reattach)
+    second.ask("start")
+    assert probe.do(second, "echo", "found again") == "found again"
+    probe.do(second, "write_fd", [1, "nobody reads this\n", 1])  # nor does it fail
+    probe.do(second, "log", [20, "nor this", {}])
+    second.ask("kill")
+    assert world.gone()
+
+
+def test_children_by_fork_are_not_the_plugin(world: World) -> None:
+    """multiprocessing ends them by SIGTERM, and what they print reaches the log."""
+    host = probe.start(world)
+    assert probe.do(host, "pool") == [1, 2, 3]
+    assert probe.do(host, "fork_and_print", "printed by a child") == 0
+    assert host.logged("printed by a child")
+    assert probe.do(host, "echo", "still here") == "still here"
+    assert host.ask("kill")["seconds"] < 1.9
+
+
+def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> None:
+    """As when a pool ends at once: its newest worker gets SIGTERM before Python is through with the fork."""
+    (world.folder / "early.py").write_text(
+        "import builtins, os, runpy, signal\n"
+        "builtins.early = False\n"
+        "os.register_at_fork(after_in_child=lambda: builtins.early and os.kill(os.getpid(), signal.SIGTERM))\n"
+        f"runpy.run_path({str(PLUGINS / 'probe_plugin.py')!r}, run_name='__main__')\n"
+    )
+    host = world.started(world.folder / "early.py", cookie=("PROBE_COOKIE", "probe"))
+    fork = "import builtins, os; builtins.early = True; pid = os.fork() or os._exit(0); result = os.waitpid(pid, 0)[1]"
+    assert probe.do(host, "run", fork) == signal.SIGTERM
+    time.sleep(0.3)
+    assert probe.do(host, "echo", "still here") == "still here"
+
+
+@pytest.mark.windows
+def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
+    """More than there are threads: the host waits for its answer without a deadline."""
+    host = probe.start(world)
+    for stream in range(520):
+        host.ask("open", stream=stream, method="/probe.Streams/hold")
+        host.ask("send", stream=stream, message=b"")
+        host.ask("half_close", stream=stream)
+    for stream in range(500):
+        host.ask("recv", stream=stream)
+    assert host.ask("kill")["seconds"] < 4
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+
+
+@pytest.mark.windows
+def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
+    for variable, text in (("PROBE_FAILS", "it fails at import"), ("PROBE_DOES_NOT_WAIT", "main fails")):
+        world.env[variable] = "1"
+        host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), runner=True)
+        with contextlib.suppress(CallError):
+            host.ask("start")
+            host.ask("ping")  # its streams are open by now
+        assert world.gone()
+        assert any(text in str(record) for record in host.log())
+        for folder in world.folder.iterdir():
+            assert not list(folder.iterdir())
+        host.close()
+        del world.env[variable]
+
+
+def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
+    """A child that lives on has none of our descriptors; nor has one by fork without exec our end of stdout."""
+    host = probe.start(world)
+    assert set(probe.do(host, "child", [])) <= {0, 1, 2, 3}
+    forked = psutil.Process(probe.do(host, "fork"))
+    assert forked.is_running()
+    assert host.ask("kill")["seconds"] < 1.9
+    for process in world.processes():
+        if process.pid != host.process.pid:
+            process.kill()
+
+
+def test_idle_costs_no_wake_ups(world: World) -> None:
+    world.started()
+    plugin = world.plugin()
+    time.sleep(0.5)
+
+    def switches() -> int:
+        total = 0
+        for task in Path(f"/proc/{plugin.pid}/task").iterdir():
+            for text in (task / "status").read_text().splitlines():
+                if text.startswith("voluntary_ctxt_switches"):
+                    total += int(text.split()[1])
+        return total
+
+    before = switches()
+    time.sleep(2)
+    assert switches() - before < 60
+
+
+@pytest.mark.windows
+def test_an_exception_in_a_handler(world: World) -> None:
+    """The caller gets a status with the message, the host's log the traceback, and the next call works."""
+    host = probe.start(world)
+    with pytest.raises(CallError, match="Unknown.*it broke"):
+        probe.do(host, "fail", "it broke")
+    record = host.logged("it broke", **{"@level": "error"})
+    assert record
+    assert "Traceback" in record["stacktrace"]
+    assert "ValueError: it broke" in record["stacktrace"]
+    probe.do(host, "fail_in_thread", "it broke in a thread")
+    record = host.logged("uncaught exception in thread of-the-plugin", **{"@level": "error"})
+    assert record
+    assert "it broke in a thread" in record["stacktrace"]
+    assert probe.do(host, "echo", 1) == 1

@@ -1,0 +1,124 @@
+"""Limits that people run into: threads, metadata, handlers that never return."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import probe
+import pytest
+from harness import PLUGINS, CallError, World
+
+KiB = 1024
+
+
+def test_no_threads_left(world: World) -> None:
+    """As with `prlimit --nproc`: what is needed for leaving is there already."""
+    host = probe.start(world)
+    code = """
+import os, resource, threading
+os.setuid(65534)  # root has no such limit
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+try: threading.Thread(target=print).start()
+except RuntimeError as error: result = str(error)
+"""
+    assert probe.do(host, "run", code) == "can't start new thread"
+    host.begin("call", method="/probe.Probe/sleep", message=b"3600")
+    assert probe.do(host, "echo", 1) == 1
+    assert host.ask("kill")["seconds"] < 4
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+
+
+@pytest.mark.parametrize("size", [7 * KiB, 9 * KiB, 17 * KiB, 1024 * KiB])
+def test_metadata(world: World, size: int) -> None:
+    """In both directions: gRPC's own limit in Python is 8 KiB, in Go 16 MiB."""
+    host = probe.start(world)
+    for _ in range(5):
+        assert host.ask("call", method="/probe.Probe/echo", message=b"1", size=size)["message"] == b"1"
+    code = f"context.set_trailing_metadata([('x-size', 'm' * {size})])"
+    for _ in range(5):
+        assert host.ask("call", method="/probe.Probe/run", message=json.dumps(code).encode())["trailer"] == size
+
+
+@pytest.mark.parametrize("size", [7 * KiB, 20 * KiB, 1024 * KiB])
+def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
+    host = probe.start(world)
+    host.ask("accept", broker=1, size=size)
+    with pytest.raises(CallError, match=f"e{{{min(size, 60000)}}}"):
+        probe.do(host, "dial", [1, "x", 1])
+
+
+@pytest.mark.grpcio_only("health checks share the handlers' pool there")
+def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> None:
+    host = probe.start(world)
+    probe.do(
+        host,
+        "run",
+        "for name in plugin.server_arguments:\n  if 'pool' in name: plugin.server_arguments[name]._max = 40",
+    )
+    with ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=60))
+        time.sleep(1)  # by now all threads are taken
+        with pytest.raises(CallError, match="DeadlineExceeded"):
+            probe.do(host, "block", 0, seconds=0.5)
+        for _ in range(3):
+            assert host.call("/grpc.health.v1.Health/Check", b"\x0a\x06plugin", seconds=10) == b"\x08\x01"
+        host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", seconds=10)
+        host.ask("send", stream=1, message=b"\x3a\x00")
+        assert b"plugin.GRPCStdio" in host.ask("recv", stream=1)["message"]
+        assert host.ask("kill")["seconds"] < 4
+        with pytest.raises(CallError):
+            stuck.result()
+
+
+WRAPPING = """\
+import goplugin, grpc, plugin
+class Wraps(grpc.ServerInterceptor):
+    def intercept_service(self, continuation, details):
+        handler = continuation(details)
+        for name in handler._fields[4:] if handler else ():
+            if call := getattr(handler, name):
+                handler = handler._replace(**{name: lambda request, context, call=call: call(request, context)})
+        return handler
+make = goplugin.Plugin
+def wrapping(*arguments, **options):
+    made = make(*arguments, **options)
+    made.server_arguments['interceptors'] += (Wraps(),)
+    made.server_arguments['thread_pool']._max = 10
+    return made
+goplugin.Plugin = wrapping
+import probe_plugin
+probe_plugin.main()
+"""
+
+
+@pytest.mark.threads_only("a script for threads")
+@pytest.mark.grpcio_only("pygrpc-native has one pool for all")
+def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> None:
+    script = world.folder / "wrapping.py"
+    script.write_text(WRAPPING)
+    world.env["PYTHONPATH"] += ":" + str(PLUGINS)
+    host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
+    host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=12)
+    time.sleep(0.5)
+    with pytest.raises(CallError, match="DeadlineExceeded"):
+        probe.do(host, "echo", 1, seconds=0.5)
+    assert host.ask("kill")["seconds"] < 4
+    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+
+
+@pytest.mark.threads_only("a script for threads")
+def test_the_limit_can_be_raised(world: World) -> None:
+    """As docs/guide.md says."""
+    script = world.folder / "raised.py"
+    script.write_text(
+        "import goplugin, plugin\nmake = goplugin.Plugin\n"
+        "def raised(*arguments, **options):\n"
+        "    made = make(*arguments, **options)\n"
+        "    made.server_arguments['thread_pool'] = goplugin.Workers(max_threads=600)\n"
+        "    return made\n"
+        "goplugin.Plugin = raised\nimport probe_plugin\nprobe_plugin.main()\n"
+    )
+    world.env["PYTHONPATH"] += ":" + str(PLUGINS)
+    host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
+    assert host.ask("call", method="/probe.Probe/block", message=b"3", repeat=560)["seconds"] < 6
+    assert host.ask("kill")["seconds"] < 4

@@ -1,0 +1,95 @@
+"""Which test runs in which world: what kind of plugin, under what kind of host. `make worlds` prints it for each test.
+
+A test that takes the fixture `world` runs once in each world of its file, below. A marker leaves some of them out.
+"""
+
+import sys
+from typing import Any
+
+import pytest
+
+WORLDS = (
+    "plain",  # grpc.server; the host connects without TLS
+    "AutoMTLS",
+    "asyncio",  # grpc.aio.server
+    "asyncio, AutoMTLS",
+    "multiplexed",  # the host wants one connection for everything
+    "multiplexed, AutoMTLS",
+    "multiplexed, asyncio",
+    "multiplexed, asyncio, AutoMTLS",
+    "native",  # pygrpc_native.server
+)
+
+# A column for each world, in that order. x: in `make test`; s: in `make test-all`, like all that is slow; .: never.
+ALL = "xsss s..s s"
+ON_EACH_SERVER = "x.s. .... s"
+FILES = {
+    # What only one world can break.
+    "test_aio": "..xs .... .",
+    "test_automtls": ON_EACH_SERVER,  # these tests set AutoMTLS themselves
+    "test_loopback_hop": ".x.x x..x .",
+    "test_multiplex": ".... xsss .",
+    "test_native": ".... .... x",
+    # What each world could break.
+    "test_broker": ALL,
+    "test_calls": ALL,
+    "test_children": ALL,
+    "test_companion": ALL,
+    "test_corners": ALL,
+    "test_hostile_children": ALL,
+    "test_kv": ALL,
+    "test_leaving": ALL,
+    "test_lifetime": ALL,
+    "test_machines": ALL,
+    "test_server": ALL,
+    "test_stdio": ALL,
+    # What does not depend on the host.
+    "test_debug": ON_EACH_SERVER,
+    "test_handshake": ON_EACH_SERVER,
+    "test_limits": ON_EACH_SERVER,
+    "test_log": ON_EACH_SERVER,
+    "test_neighbours": ON_EACH_SERVER,
+    "test_versions": ON_EACH_SERVER,
+    "test_shipping": "xs.. .... .",
+}
+OTHER_FILES = "x... .... ."
+
+# What a marker leaves of them. Each is used with a reason.
+MARKERS = {
+    "plain_only": "x.x. .... x",
+    "threads_only": "xx.. .... .",
+    "unmultiplexed": "xxxx .... x",
+    "grpcio_only": "xxxx xxxx .",
+}
+
+
+def of(file: str, markers: set[str]) -> list[Any]:
+    """The worlds of a test as pytest's parameters. file: the module's name; markers: the names of the test's."""
+    columns = FILES.get(file, OTHER_FILES).replace(" ", "")
+    for marker in markers & MARKERS.keys():
+        left = MARKERS[marker].replace(" ", "")
+        columns = "".join("." if keep == "." else column for column, keep in zip(columns, left, strict=True))
+    marks = {"x": [], "s": [pytest.mark.slow]}
+    return [pytest.param(world, marks=marks[c]) for world, c in zip(WORLDS, columns, strict=True) if c != "."]
+
+
+class Printer:
+    """A plugin of pytest that prints the table of the collected tests."""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        tests: dict[str, dict[str, str]] = {}
+        for item in session.items:
+            world = item.callspec.params.get("world", "") if hasattr(item, "callspec") else ""
+            when = "s" if item.get_closest_marker("slow") else "x"
+            tests.setdefault(item.nodeid.partition("[")[0], {})[world] = when
+        width = max(map(len, tests))
+        for number, world in enumerate(WORLDS):
+            print(" " * width, "| " * number + world)
+        for test, worlds in tests.items():
+            columns = (worlds.get(world, ".") for world in WORLDS)
+            print(test.ljust(width), worlds.get("", "") or " ".join(columns))
+
+
+if __name__ == "__main__":
+    command = ["--collect-only", "-o", "addopts=", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:terminal"]
+    sys.exit(pytest.main([*command, *sys.argv[1:]], [Printer()]))
