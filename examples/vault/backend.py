@@ -107,6 +107,8 @@ def stored(request: Request, fields: Fields) -> pb.Response | None:
             storage.delete(path)
             return None
         case "create" | "update":
+            if not re.fullmatch(r"[\w./-]+", path, re.ASCII):
+                raise UserError("a name has letters, digits, '-', '_' and '.'")
             if unknown := sorted(request.data.keys() - fields.keys()):
                 raise UserError(f"there is no {', '.join(unknown)}: fields are {', '.join(fields)}")
             entry = {name: default for name, (_, default) in fields.items()} | (storage.get(path) or {})

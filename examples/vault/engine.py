@@ -92,7 +92,7 @@ class Accounts(Backend):
         return response(None, secret=secret)
 
     def remove(self, request: Request, account: str) -> None:
-        """Remove an account; Vault tries again until this succeeds, so there may be none any more."""
+        """Remove an account. Vault tries again if this fails, so there may be none any more."""
         key = f"account/{account}"
         if entry := request.storage.get(key):
             Htpasswd(entry["file"]).remove(account)
@@ -100,7 +100,7 @@ class Accounts(Backend):
             _log.info("account removed", extra={"account": account})
 
     def tidy(self, request: Request) -> None:
-        """Remove accounts whose lease Vault never got, because it or the plugin was killed.
+        """Remove accounts without a lease: Vault or the plugin was killed before, or Vault gave up revoking it.
 
         Vault calls this each minute: then those that are past their max_ttl. At `vault secrets disable`, all.
         """

@@ -169,7 +169,7 @@ def test_in_a_container(world: World, vault: Vault, docker: Docker) -> None:
     vault.enable("two")
     vault("vault auth enable people")
     assert len(world.plugins()) == 2
-    assert not any(process.net_connections() for process in world.plugins())
+    assert all("PLUGIN_MULTIPLEX_GRPC=true" in config["Env"] for config in docker.configs)
     name, lease = vault.issue("web")
     other, _ = vault.issue("two")
     vault(f"vault lease renew {lease} && vault lease revoke -sync {lease}")
@@ -181,6 +181,11 @@ def test_in_a_container(world: World, vault: Vault, docker: Docker) -> None:
     engine.kill()
     assert eventually(lambda: issued(vault, "two"))
     assert f"account={name}" in vault.log
+    assert vault.process
+    vault.process.kill()
+    assert world.gone()
+    for folder in world.temporary.glob("plugin-dir*"):  # the killed Vault's own
+        folder.rmdir()
 
 
 def issued(vault: Vault, mount: str) -> bool:

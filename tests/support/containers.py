@@ -1,5 +1,6 @@
 """As much of Docker's API as Vault uses to run a plugin in a container, by unshare."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -94,9 +95,9 @@ class Call(BaseHTTPRequestHandler):
         def copy(number: int, stream: Any) -> None:
             with stream:
                 while piece := stream.read1():
-                    with lock:
+                    # Docker reads on, whether or not anybody asks for the log any more.
+                    with lock, contextlib.suppress(OSError):
                         self.wfile.write(bytes([number, 0, 0, 0]) + len(piece).to_bytes(4, "big") + piece)
-                        self.wfile.flush()
 
         threads = [threading.Thread(target=copy, args=pair) for pair in ((1, container.stdout), (2, container.stderr))]
         for thread in threads:

@@ -163,6 +163,7 @@ def test_accounts_whose_lease_vault_lost(web: MountPoint, tmp_path: Path) -> Non
 
 def test_what_is_wrong_is_said(web: MountPoint) -> None:
     assert web("read", "creds/writer") == {"error": "vault write web/role/writer: there is none"}
+    assert web("create", "role/root:x") == {"error": "a name has letters, digits, '-', '_' and '.'"}
     assert web("create", "role/a", tll=1) == {"error": "there is no tll: fields are ttl, max_ttl"}
     assert web("create", "role/a", ttl="soon") == {"error": "'soon' is not a duration, such as 90s or 1h30m"}
     assert web("create", "role/a", ttl="2d") == {"error": "ttl is longer than max_ttl"}
