@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import worlds
 from harness import EXE, ROOT, SUPPORT, World
+from vault import Vault
 
 from examples import Example
-from vault import Vault
 
 
 @pytest.fixture(scope="session")
