@@ -218,7 +218,7 @@ def test_a_killed_vault(world: World, vault: Vault) -> None:
     vault.start_production()
     vault.register("web")
     name, lease = vault.issue()
-    vault("vault write web/role/short ttl=1s max_ttl=1s")
+    vault("vault write web/role/short ttl=5s max_ttl=5s")
     kill_plugin(world)
     wait_in(vault, LOGGED)
     soon(vault, "GET", "web/role/short")
