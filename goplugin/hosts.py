@@ -32,6 +32,7 @@ HOSTS = {
     "opentofu": _host(_TERRAFORM, 5, 6, auto_mtls=True),
     "vault": _host(_VAULT, 5, auto_mtls=True),
     "openbao": _host(_VAULT, 5, auto_mtls=True),
+    # 6 is for plugins that answer Vault's service PluginMultiplexing; the others declare 5 alone.
     "vault-database": _host(_DATABASE, 5, 6, auto_mtls=True),
     "openbao-database": _host(_DATABASE, 5, 6, auto_mtls=True),
     "nomad": _host(_NOMAD, 2),

@@ -1,5 +1,6 @@
 """Fixtures: what is built once, and the world of each test."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import worlds
 from harness import EXE, ROOT, SUPPORT, World
+from vault import Vault
 
 from examples import Example
 
@@ -59,6 +61,16 @@ def copies(programs: Path) -> Callable[[str], Example]:
         return made[name]
 
     return copy
+
+
+@pytest.fixture
+def vault(world: World, copies: Callable[[str], Example], host: str) -> Iterator[Vault]:
+    """Vault with a copy of the example, ready to start. host: its path, a parameter of the test."""
+    example = copies("vault")
+    example.run(world, "make protos")
+    with contextlib.closing(Vault(world, example, host)) as vault:
+        yield vault
+    assert world.gone()
 
 
 @pytest.fixture(scope="session")

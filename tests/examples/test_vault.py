@@ -1,15 +1,21 @@
-"""The secrets engine of examples/vault, under Vault: `make hosts HOSTS=vault` builds it."""
+"""The secrets engine and the auth method of examples/vault, under Vault: `make hosts HOSTS=vault` builds it.
 
-import os
+test_vault_ends.py has what happens when Vault or the plugin ends.
+"""
+
 import re
-import socket
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from containers import NAMESPACES, Docker
 from harness import World, eventually
+from vault import Vault, VaultError
 
-from examples import Example, programs, writer_of
+from examples import Example, programs
 
 pytestmark = [
     Example.group("vault"),
@@ -19,114 +25,172 @@ pytestmark = [
 ]
 
 
-class Vault:
-    """A development server with the plugin in its folder, and the `vault` command."""
-
-    def __init__(self, world: World, example: Example, host: str) -> None:
-        self.world, self.example = world, example
-        for name in ("engine_plugin.py", ".venv", "goplugin", "sdk"):
-            (world.folder / name).symlink_to(example.folder / name)
-        _, with_host, *_ = example.console_blocks()
-        self.readme = with_host
-        lines = example.typed(with_host).splitlines()
-        start = next(number for number, line in enumerate(lines) if "vault server" in line)
-        world.env["PATH"] = f"{Path(host).parent}:{world.env['PATH']}"
-        world.env["HOME"] = str(world.folder)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        # README's own lines, with a port that is free here; `exec`, so that the process is Vault's.
-        address = f"127.0.0.1:{self.port}"
-        server = (
-            lines[start].removesuffix(" &").replace("vault server", f"exec vault server -dev-listen-address={address}")
-        )
-        world.env |= {"VAULT_ADDR": f"http://{address}", "VAULT_TOKEN": "root"}
-        example.run(world, "\n".join(lines[:start]), cwd=world.folder)
-        self.process = world.run("sh", "-c", server)
-        self.rest = "\n".join(line for line in lines[start + 1 :] if not line.startswith("export"))
-
-    def __call__(self, command: str, code: int = 0) -> str:
-        process = self.world.run("sh", "-e", "-c", command)
-        out, err = process.communicate()
-        assert process.returncode == code, f"{command}\n{out.decode()}\n{err.decode()}"
-        return out.decode() + err.decode()
-
-    @property
-    def log(self) -> str:
-        return (self.world.folder / "log").read_text()
-
-
-@pytest.fixture
-def vault(world: World, copies: Callable[[str], Example], host: str) -> Iterator[Vault]:
-    example = copies("vault")
-    example.run(world, "make protos")
-    vault = Vault(world, example, host)
-    yield vault
-    if vault.process.poll() is None:
-        vault.process.terminate()
-        vault.process.wait(20)
-    assert world.gone()
-    for name in ("status", ".vault-token"):
-        (world.folder / name).unlink(missing_ok=True)
-
-
-def test_what_the_readme_shows(world: World, vault: Vault, host: str) -> None:
+def test_what_the_readme_shows(vault: Vault) -> None:
+    vault.start_development()
     assert vault(vault.rest).split() == vault.example.shown(vault.readme).split()
 
 
-def test_mounts_share_a_process_and_nothing_else(world: World, vault: Vault, host: str) -> None:
-    vault(vault.rest)
-    vault("vault secrets enable -path=two notes")
-    pids = {process.pid for process in world.plugins()}
-    assert len(pids) == 1
-    assert "No value found" in vault("vault read two/hello", 2)
-    vault("vault write two/hello text=two")
-    assert vault("vault read -field=text notes/hello").strip() == "world"
-    assert vault("vault list -format=json two") == '[\n  "hello"\n]\n'
-    assert "a note needs a text: vault write two/hello text=..." in vault("vault write two/hello x=y", 2)
-    vault("vault delete two/hello")
-    vault("vault secrets disable two")
-    assert vault("vault read -field=text notes/hello").strip() == "world"
-    assert re.search(r"\[INFO\] +secrets.notes.*stored: .*path=hello", vault.log), vault.log
-    assert not re.search(r"\[(ERROR|WARN)\] +secrets.notes", vault.log), vault.log
+def test_roles_and_leases(vault: Vault) -> None:
+    vault.start_production()
+    vault.register("web")
+    assert vault("vault list -format=json web/role") == '[\n  "reader"\n]\n'
+    assert "24h" in vault("vault read web/role/reader")
+    name, lease = vault.issue()
+    assert vault.accounts() == [name]
+    assert "lease_duration     2h" in vault(f"vault lease renew -increment=2h {lease}")
+    assert "exceeded the effective max_ttl" in vault(f"vault lease renew -increment=48h {lease}")
+    assert vault("vault list -format=json sys/leases/lookup/web/creds/reader").count('"') == 2
+    vault(f"vault lease revoke -sync {lease}")
+    assert vault.accounts() == []
+    with pytest.raises(VaultError, match="lease not found"):
+        vault.ask("PUT", "sys/leases/renew", lease_id=lease)
+    # One that nobody revokes.
+    vault("vault write web/role/short ttl=3s max_ttl=3s")
+    vault.issue(role="short")
+    assert len(vault.accounts()) == 1
+    assert eventually(lambda: vault.accounts() == [])
+    # A role that is gone.
+    _, lease = vault.issue()
+    vault("vault delete web/role/reader")
+    assert "the role is gone" in vault(f"vault lease renew {lease}", 2)
+    assert "No value found" in vault("vault read web/role/reader", 2)
+    assert "vault write web/role/reader: there is none" in vault("vault read web/creds/reader", 2)
+    assert "unsupported path" in vault("vault write web/nothing x=y", 2)
+    vault("vault secrets disable web")
+    assert vault.accounts() == []
+    assert re.search(rf"\[INFO\] +secrets.accounts.*account added: .*account={name}", vault.log), vault.log
+    assert not re.search(r"\[(ERROR|WARN)\] +secrets.accounts", vault.log), vault.log
 
 
-def test_reload_and_checksum(world: World, vault: Vault, host: str) -> None:
-    vault(vault.rest)
-    (before,) = (process.pid for process in world.plugins())
-    vault("vault plugin reload -plugin=notes")
-    assert vault("vault read -field=text notes/hello").strip() == "world"
-    (after,) = (process.pid for process in world.plugins())
-    assert after != before
-    assert eventually(lambda: world.plugins() and world.plugins()[0].pid == after)
-    # Killed, it is started again by the next request.
-    world.plugins()[0].kill()
-    assert eventually(lambda: "world" in try_read(vault))
-    # Vault starts nothing whose checksum is another.
-    (world.folder / "plugins" / "notes").write_text("#!/bin/sh\nexit 1\n")
-    vault("vault plugin reload -plugin=notes || true")
-    assert "checksum" in vault("vault read notes/hello || true") + vault.log
+def test_a_revocation_that_fails_is_tried_again(vault: Vault) -> None:
+    vault.start_production()
+    vault.register("web")
+    _, lease = vault.issue()
+    file = vault.world.folder / "web"
+    file.rename(file.with_suffix(".away"))
+    file.mkdir()
+    assert "Is a directory" in vault(f"vault lease revoke -sync {lease}", 2)
+    file.rmdir()
+    file.with_suffix(".away").rename(file)
+    vault(f"vault lease revoke -sync {lease}")
+    assert vault.accounts() == []
 
 
-def try_read(vault: Vault) -> str:
-    return vault("vault read -field=text notes/hello || true")
+def test_who_may_what(vault: Vault) -> None:
+    """config needs sudo. A write is a "create" or an "update"."""
+    vault.start_production()
+    vault.register("web")
+    root = vault.token
+    rules = {"web/config": '"update", "read"', "web/role/reader": '"create"', "web/role/writer": '"create"'}
+    policy = " ".join(f'path "{path}" {{ capabilities = [{what}] }}' for path, what in rules.items())
+    vault.ask("PUT", "sys/policies/acl/author", policy=policy)
+    vault.token = vault.ask("POST", "auth/token/create", policies=["author"])["auth"]["client_token"]
+    for path in ("web/config", "web/role/reader"):
+        with pytest.raises(VaultError, match="permission denied"):
+            vault.ask("PUT", path)
+    vault.ask("PUT", "web/role/writer")
+    vault.token = root
 
 
-def test_it_leaves_when_vault_is_killed(world: World, vault: Vault, host: str) -> None:
-    """With a request in flight, which waits for a pipe that nobody writes to."""
-    source = (world.folder / "engine_plugin.py").read_text()
-    (world.folder / "engine_plugin.py").unlink()
-    before = '        if operation == "list":\n'
-    waits = f'        open("{world.folder}/waits").read()\n'
-    (world.folder / "engine_plugin.py").write_text(source.replace(before, waits + before))
-    os.mkfifo(world.folder / "waits")
-    lines = vault.rest.splitlines()
-    vault("\n".join(lines[:-2]))
-    world.run("vault", "read", "notes/hello")
-    writer = eventually(lambda: writer_of(world.folder / "waits"))
-    assert writer
+def test_login(vault: Vault) -> None:
+    vault.start_production()
+    vault.register("web")
+    vault("vault auth enable people")
+    vault.ask("PUT", "sys/policies/acl/readers", policy='path "web/creds/reader" { capabilities = ["read"] }')
+    vault("vault write auth/people/user/ann password=sesame policies=readers ttl=10m max_ttl=1h")
+    assert "sesame" not in vault("vault read auth/people/user/ann")
+    root, vault.token = vault.token, ""
+    for name in ("ann", "bob"):
+        with pytest.raises(VaultError, match="400.*wrong name or password"):
+            vault.ask("PUT", f"auth/people/login/{name}", password="open sesame")  # noqa: S106
+        with pytest.raises(VaultError, match="403"):
+            vault.ask("GET", f"auth/people/user/{name}")
+    auth = vault.ask("PUT", "auth/people/login/ann", password="sesame")["auth"]  # noqa: S106
+    assert (auth["policies"], auth["lease_duration"], auth["renewable"]) == (["default", "readers"], 600, True)
+    vault.token = auth["client_token"]
+    name, _ = vault.issue()
+    with pytest.raises(VaultError, match="permission denied"):
+        vault.ask("GET", "web/role/reader")
+    assert vault.ask("PUT", "auth/token/renew-self", increment="2h")["auth"]["lease_duration"] <= 3600
+    # Vault's identity knows the person: another login is the same one.
+    again = vault.ask("PUT", "auth/people/login/ann", password="sesame")["auth"]  # noqa: S106
+    assert again["entity_id"] == auth["entity_id"] != ""
+    vault.token = root
+    vault("vault write auth/people/user/ann policies=others")
+    vault.token = auth["client_token"]
+    with pytest.raises(VaultError, match="log in again: the user has changed"):
+        vault.ask("PUT", "auth/token/renew-self")
+    # What the token had made ends with it.
+    assert vault.accounts() == [name]
+    vault.ask("PUT", "auth/token/revoke-self")
+    assert eventually(lambda: vault.accounts() == [])
+    vault.token = root
+
+
+def test_mounts_share_a_process_and_nothing_else(world: World, vault: Vault) -> None:
+    vault.start_production()
+    vault.register("web", "two")
+    vault("vault auth enable people && vault auth enable -path=others people")
+    assert sorted(len(process.cmdline()) for process in world.plugins()) == [2, 3]  # the engine, and that with `auth`
+    one, _ = vault.issue("web")
+    two, _ = vault.issue("two")
+    assert (vault.accounts("web"), vault.accounts("two")) == ([one], [two])
+    vault("vault write auth/people/user/ann password=sesame")
+    assert "wrong name" in vault("vault write auth/others/login/ann password=sesame", 2)
+    vault("vault write auth/people/login/ann password=sesame")
+    vault("vault secrets disable web && vault auth disable others")
+    assert (vault.accounts("web"), vault.accounts("two")) == ([], [two])
+    vault.issue("two")
+    vault("vault secrets disable two && vault auth disable people")
+    assert world.gone()
+
+
+@pytest.fixture
+def docker(world: World, vault: Vault) -> Iterator[Docker]:
+    trial = [*NAMESPACES, "sh", "-c", "mount -t tmpfs none /mnt && mount -t proc none /proc"]
+    if subprocess.run(trial, check=False).returncode != 0:
+        pytest.skip("this user may not make the namespaces of a container")
+    folders = [world.folder, vault.example.folder, Path(sys.prefix), Path(sys.base_prefix)]
+    docker = Docker(world, "ab" * 32, folders)
+    world.env["DOCKER_HOST"] = f"tcp://127.0.0.1:{docker.server_address[1]}"
+    threading.Thread(target=docker.serve_forever).start()
+    yield docker
+    docker.close()
+
+
+def test_in_a_container(world: World, vault: Vault, docker: Docker) -> None:
+    """As Vault has it: by RunnerFunc, with multiplexing, AutoMTLS and the one Unix socket that both can reach."""
+    vault.start_production()
+    for kind, name in (("secret", "accounts"), ("auth", "people")):
+        options = f"-oci_image=me/{name} -sha256={docker.image} -version=v0.1.0 -env=MARKER={world.marker}"
+        options += f" -command={world.folder / 'plugins' / 'accounts'} {'-args=auth' * (kind == 'auth')}"
+        vault(f"vault plugin register {options} {kind} {name}")
+    vault.enable("web")
+    vault.enable("two")
+    vault("vault auth enable people")
+    assert len(world.plugins()) == 2
+    assert all("PLUGIN_MULTIPLEX_GRPC=true" in config["Env"] for config in docker.configs)
+    name, lease = vault.issue("web")
+    other, _ = vault.issue("two")
+    vault(f"vault lease renew {lease} && vault lease revoke -sync {lease}")
+    assert (vault.accounts("web"), vault.accounts("two")) == ([], [other])
+    vault("vault write auth/people/user/ann password=sesame && vault write auth/people/login/ann password=sesame")
+    vault("vault plugin reload -plugin=accounts")
+    vault.issue("web")
+    (engine,) = (process for process in world.plugins() if process.cmdline()[-1] != "auth")
+    engine.kill()
+    assert eventually(lambda: issued(vault, "two"))
+    assert f"account={name}" in vault.log
+    assert vault.process
     vault.process.kill()
     assert world.gone()
-    os.close(writer)
-    for path in world.temporary.iterdir():  # the killed host's sockets
-        path.unlink()
+    for folder in world.temporary.glob("plugin-dir*"):  # the killed Vault's own
+        folder.rmdir()
+
+
+def issued(vault: Vault, mount: str) -> bool:
+    """Whether an account is made; until Vault knows that the container has ended, it fails."""
+    try:
+        return bool(vault.issue(mount))
+    except VaultError:
+        return False
