@@ -42,10 +42,9 @@ windows: .venv/testing go
 # actionlint would also run shellcheck and pyflakes, but only where they are installed.
 lint: .venv/testing go
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	cd tests/support/host && go vet ./...
-	cd bench/host && go vet ./...
+	cd tests/support/host && go vet ./... && go vet ../../../bench/peers/go/waiting.go
 	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 -shellcheck= -pyflakes= .github/workflows/*.yml starter/.github/workflows/*.yml
-	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench/host) && test -z "$$unformatted"
+	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l tests bench) && test -z "$$unformatted"
 
 worlds: .venv/testing
 	@.venv/bin/python tests/support/worlds.py $(TESTS)
@@ -73,7 +72,7 @@ new: .venv/running
 docs: .venv/documenting
 	.venv/bin/python -m mkdocs build --strict
 
-# `.venv/bin/python bench/bench.py --quick` takes two minutes.
+# `.venv/bin/python bench/bench.py --quick` takes three minutes.
 bench: .venv/running go
 	@$(call install,-r bench/requirements.txt)
 	.venv/bin/python bench/bench.py

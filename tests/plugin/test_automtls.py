@@ -56,7 +56,7 @@ def refusals(host: Host) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("who", ["no certificate", "P-256", "P-521", "TLS 1.1"])
+@pytest.mark.parametrize("who", ["no certificate", "P-256", "P-521", "TLS 1.1", "no TLS"])
 @pytest.mark.windows
 def test_strangers_in_go(world: World, who: str) -> None:
     host = probe.start(world, **MTLS)
@@ -67,6 +67,7 @@ def test_strangers_in_go(world: World, who: str) -> None:
         "TLS 1.1": "unsupported protocol",
         "P-256": "self.signed certificate",
         "P-521": "self.signed certificate",
+        "no TLS": "wrong version number|http request",
     }
     assert host.logged("refused a caller from 127.0.0.1", **{"@level": "warn", "@module": "goplugin.companion"})
     time.sleep(0.2)

@@ -26,25 +26,17 @@ class KVServicer(kv_grpc.KVBase):
 class KVPlugin(Plugin):
     """What python-plugin asks for: the servicers of a plugin, and the host's stub for them."""
 
-    servicer: type[KVServicer] = KVServicer
-
     def servicers(self, broker: Any) -> list[Any]:
-        return [self.servicer()]
+        return [KVServicer()]
 
     def stub(self, broker: Any, channel: Any) -> Any:
         return kv_grpc.KVStub(channel)
 
 
-def main(plugin: Plugin) -> None:
-    serve(
-        ServeConfig(
-            handshake_config=HandshakeConfig(
-                protocol_version=1, magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello"
-            ),
-            plugins={"kv": plugin},
-        )
-    )
+def main() -> None:
+    handshake = HandshakeConfig(protocol_version=1, magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")
+    serve(ServeConfig(handshake_config=handshake, plugins={"kv": KVPlugin()}))
 
 
 if __name__ == "__main__":
-    main(KVPlugin())
+    main()

@@ -9,7 +9,7 @@ import kv_pb2_grpc
 from pyvider.rpcplugin import RPCPluginProtocol, plugin_server
 
 
-class KVHandler(kv_pb2_grpc.KVServicer):
+class KVServicer(kv_pb2_grpc.KVServicer):
     """Keeps each value in the file kv_<key> of the working directory."""
 
     async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> kv_pb2.GetResponse:
@@ -35,15 +35,15 @@ class KVProtocol(RPCPluginProtocol):
         kv_pb2_grpc.add_KVServicer_to_server(handler, server)
 
 
-async def main(handler: KVHandler) -> None:
-    server = plugin_server(
-        protocol=KVProtocol(),
-        handler=handler,
-        # The host's; everything else is as it comes.
-        config={"PLUGIN_MAGIC_COOKIE_KEY": "BASIC_PLUGIN", "PLUGIN_MAGIC_COOKIE_VALUE": "hello"},
-    )
-    await server.serve()
+async def serve() -> None:
+    # The cookie is the host's; everything else is as it comes.
+    config = {"PLUGIN_MAGIC_COOKIE_KEY": "BASIC_PLUGIN", "PLUGIN_MAGIC_COOKIE_VALUE": "hello"}
+    await plugin_server(protocol=KVProtocol(), handler=KVServicer(), config=config).serve()
+
+
+def main() -> None:
+    asyncio.run(serve())
 
 
 if __name__ == "__main__":
-    asyncio.run(main(KVHandler()))
+    main()

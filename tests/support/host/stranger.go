@@ -7,8 +7,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
+	"net"
 	"time"
 )
 
@@ -21,37 +24,63 @@ var strangers = map[string]func(*tls.Config) error{
 		c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 		return addCertificate(c, elliptic.P521())
 	},
+	"no TLS": nil,
 }
 
 // intrude begins HTTP/2 at the address, as that stranger; nil means that it was answered.
-func intrude(stranger, address string) error {
-	config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
+func intrude(stranger string, address net.Addr) error {
 	prepare, ok := strangers[stranger]
 	if !ok {
 		return errors.New("no such stranger")
 	}
-	if err := prepare(config); err != nil {
-		return err
-	}
 	// By hand, since grpc would try again, and be refused again.
-	connection, err := tls.Dial("tcp", address, config)
+	connection, err := net.DialTimeout(address.Network(), address.String(), 5*time.Second)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = connection.Close() }()
+	_ = connection.SetDeadline(time.Now().Add(5 * time.Second))
+	if prepare != nil {
+		config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
+		if err := prepare(config); err != nil {
+			return err
+		}
+		connection = tls.Client(connection, config)
+	}
 	if _, err := connection.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
 		return err
 	}
-	_ = connection.SetReadDeadline(time.Now().Add(5 * time.Second))
-	_, err = connection.Read(make([]byte, 1))
+	frame := make([]byte, 9) // its header
+	if _, err := io.ReadFull(connection, frame); err != nil {
+		return err
+	}
+	if frame[3] != 4 {
+		return errors.New("the answer is not SETTINGS: a TLS alert, for one who speaks no TLS")
+	}
+	return nil
+}
+
+func addCertificate(config *tls.Config, curve elliptic.Curve) error {
+	pair, err := selfSigned(curve)
+	config.Certificates = []tls.Certificate{pair}
 	return err
 }
 
-// addCertificate adds one with the same names as go-plugin's.
-func addCertificate(config *tls.Config, curve elliptic.Curve) error {
+// certificate makes one as go-plugin's hosts do, in PEM.
+func certificate() (response, error) {
+	pair, err := selfSigned(elliptic.P521())
+	if err != nil {
+		return nil, err
+	}
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}
+	return response{"text": string(pem.EncodeToMemory(block))}, nil
+}
+
+// selfSigned makes a certificate with the same names as go-plugin's.
+func selfSigned(curve elliptic.Curve) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
-		return err
+		return tls.Certificate{}, err
 	}
 	template := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: "localhost", Organization: []string{"HashiCorp"}},
@@ -65,9 +94,5 @@ func addCertificate(config *tls.Config, curve elliptic.Curve) error {
 		IsCA:                  true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return err
-	}
-	config.Certificates = []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
-	return nil
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
