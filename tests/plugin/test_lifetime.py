@@ -9,6 +9,7 @@ from pathlib import Path
 import probe
 import psutil
 import pytest
+from actions import children
 from harness import PLUGINS, CallError, World, eventually
 from kv import get, put
 
@@ -193,14 +194,13 @@ def test_children_by_fork_are_not_the_plugin(world: World) -> None:
 def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> None:
     """As when a pool ends at once: its newest worker gets SIGTERM before Python is through with the fork."""
     (world.folder / "early.py").write_text(
-        "import builtins, os, runpy, signal\n"
-        "builtins.early = False\n"
-        "os.register_at_fork(after_in_child=lambda: builtins.early and os.kill(os.getpid(), signal.SIGTERM))\n"
+        "import os, runpy, signal\n"
+        "os.register_at_fork(after_in_child=lambda: 'EARLY' in os.environ and os.kill(os.getpid(), signal.SIGTERM))\n"
         f"runpy.run_path({str(PLUGINS / 'probe_plugin.py')!r}, run_name='__main__')\n"
     )
+    world.env["PYTHONPATH"] += f":{PLUGINS}"
     host = world.started(world.folder / "early.py", cookie=("PROBE_COOKIE", "probe"))
-    fork = "import builtins, os; builtins.early = True; pid = os.fork() or os._exit(0); result = os.waitpid(pid, 0)[1]"
-    assert probe.do(host, "run", fork) == signal.SIGTERM
+    assert probe.act(host, children.fork_after_early) == signal.SIGTERM
     time.sleep(0.3)
     assert probe.do(host, "echo", "still here") == "still here"
 

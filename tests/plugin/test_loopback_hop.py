@@ -10,6 +10,7 @@ from pathlib import Path
 import probe
 import psutil
 import pytest
+from actions import dials
 from certificates import HTTP2, client_context, make_certificate, served
 from cryptography.hazmat.primitives.asymmetric import ec
 from harness import PLUGINS, CallError, Host, World, eventually
@@ -82,16 +83,6 @@ def test_strangers_are_refused_by_grpc(world: World) -> None:
     assert probe.do(host, "echo", "the host is served") == "the host is served"
 
 
-DIAL = """
-import builtins
-builtins.channel = plugin.broker.dial(5)
-"""
-CALL = """
-import builtins
-builtins.channel.unary_unary("/any.Service/Method")(b"", timeout=2)
-"""
-
-
 def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
     if world.on_asyncio or world.multiplexed:
         pytest.skip("there, the listener is open for a moment only")
@@ -103,7 +94,7 @@ def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
         address = f"127.0.0.1:{served_by_host.getsockname()[1]}"
         info = host_pb2.ConnInfo(service_id=5, network="tcp", address=address)
         host.ask("send", stream=1, message=info.SerializeToString())
-        probe.do(host, "run", DIAL)
+        probe.act(host, dials.dial_and_keep, 5)
         (port,) = ports(world.companion()) - before
         for who in STRANGERS:
             assert not is_let_in(port, world, who)
@@ -114,7 +105,7 @@ def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
             served_by_host.accept()
         served_by_host.settimeout(10)
         with pytest.raises(CallError):
-            probe.do(host, "run", CALL)
+            probe.act(host, dials.call_what_was_dialled)
         served_by_host.accept()[0].close()
 
 

@@ -13,6 +13,7 @@ import by_hand
 import probe
 import psutil
 import pytest
+from actions import on_asyncio
 from by_hand import end, line
 from certificates import make_certificate
 from harness import PLUGINS, ROOT, CallError, Host, World, eventually
@@ -333,18 +334,6 @@ def test_a_plugin_that_answers_too_late(world: World) -> None:
     assert probe.do(host, "echo", "two", broker=2) == "two"
 
 
-DIALLED_AGAIN = """
-task = asyncio.ensure_future(plugin.broker.dial({service_id}))
-await asyncio.sleep(0)
-task.cancel()
-await asyncio.gather(task, return_exceptions=True)
-async with await plugin.broker.dial({service_id}) as channel:
-    answer = await channel.unary_unary("/any.Service/Method")(b"again", timeout=5)
-await asyncio.sleep(0.5)
-return [task.cancelled(), answer.decode()]
-"""
-
-
 def test_a_cancelled_dial_and_another_one(world: World) -> None:
     """The host opened the id twice. The next id leads to its own server, whose calls fail."""
     if not world.on_asyncio:
@@ -354,20 +343,10 @@ def test_a_cancelled_dial_and_another_one(world: World) -> None:
     host.ask("accept", broker=other, size=30)
     assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
     for _ in range(3):
-        assert probe.do(host, "run_async", DIALLED_AGAIN.format(service_id=service_id)) == [True, "again"]
+        assert probe.act(host, on_asyncio.cancel_a_dial_and_dial_again, service_id) == [True, "again"]
     for _ in range(3):
         with pytest.raises(CallError, match="e" * 30):
             probe.do(host, "dial", [other, "x", 1])
-
-
-CANCELLED_DIALS = """
-import random
-for _ in range(60):
-    with contextlib.suppress(asyncio.TimeoutError):
-        async with await asyncio.wait_for(plugin.broker.dial({service_id}), random.uniform(0.0005, 0.004)):
-            pass
-await asyncio.sleep(0.5)
-"""
 
 
 def test_cancelled_dials_leave_nothing(world: World) -> None:
@@ -377,5 +356,5 @@ def test_cancelled_dials_leave_nothing(world: World) -> None:
     service_id = probe.serve(host)
     assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
     before = len(descriptors(world.companion()))
-    probe.do(host, "run_async", "import contextlib\n" + CANCELLED_DIALS.format(service_id=service_id))
+    probe.act(host, on_asyncio.cancel_many_dials, service_id)
     assert eventually(lambda: len(descriptors(world.companion())) <= before + 2)

@@ -20,6 +20,7 @@ import grpc
 import probe
 import psutil
 import pytest
+from actions import children
 from by_hand import HOSTS_VARIABLES, line
 from certificates import HTTP2, certificate_in, client_context, make_certificate, served
 from harness import PLUGINS, World, eventually
@@ -415,9 +416,8 @@ def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], 
 def test_process_1_can_wait_for_its_children(world: World, container: list[str]) -> None:
     """Its own os.wait() meets the companion only when that ends."""
     host = probe.start(world, cmd=[*container, sys.executable, str(PROBE)])
-    code = "import subprocess, os\nprocess = subprocess.Popen(['true'])\nresult = os.wait()[0] == process.pid"
-    assert probe.do(host, "run", code) is True
-    assert probe.do(host, "run", code) is True
+    assert probe.act(host, children.wait_for_any) is True
+    assert probe.act(host, children.wait_for_any) is True
     assert host.ask("kill")["seconds"] < 1.9
 
 
