@@ -17,6 +17,7 @@ from actions import Call, handlers, on_asyncio
 from authors import ON_ASYNCIO
 from harness import ROOT, CallError, World, eventually
 from kv import put
+from probe_plugin import Probe, ProbeOnAsyncio
 
 import goplugin.aio
 import goplugin.testing
@@ -33,15 +34,13 @@ def test_a_deadline_cancels_the_handler(world: World) -> None:
     with pytest.raises(CallError, match="DeadlineExceeded"):
         probe.act(host, on_asyncio.note_cancellation, seconds=0.3)
     assert eventually((world.folder / "cancelled").exists)
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 @pytest.mark.windows
 def test_a_caller_that_leaves_cancels_the_handler(world: World) -> None:
     host = probe.start(world)
-    host.ask("open", stream=1, method="/probe.Streams/hold_or_note")
-    host.ask("send", stream=1, message=b"noted")
-    host.ask("half_close", stream=1)
+    probe.open_stream(host, 1, "/probe.Streams/hold_or_note", b"noted")
     assert host.ask("recv", stream=1)["message"] == b"open"
     host.ask("cancel", stream=1)
     assert eventually((world.folder / "noted").exists)
@@ -90,7 +89,7 @@ def test_whatever_a_handler_raises_is_answered(world: World, action: Action, ans
     with pytest.raises(CallError) as raised:
         probe.act(host, action, seconds=5)
     assert answer in str(raised.value)
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     aborts = action in (on_asyncio.abort, on_asyncio.abort_with_a_surrogate)
     if not aborts:
         assert host.logged("/probe.Probe/act_in_the_loop: ", **{"@level": "error"})
@@ -106,7 +105,7 @@ def test_a_child_by_fork_in_a_handler_ends_with_it(world: World) -> None:
     assert isinstance(pid, int)
     assert pid > 0
     assert eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_a_blocked_loop_does_not_keep_the_plugin_when_its_host_dies(world: World) -> None:
@@ -136,14 +135,14 @@ def test_a_blocked_loop_is_told(world: World) -> None:
 
 def test_what_is_printed_in_the_loop_is_kept_until_the_loop_can_send_it(world: World) -> None:
     host = probe.start(world)
-    probe.do(host, "print_at_once", [7, 32 * MB])
+    probe.do(host, ProbeOnAsyncio.print_at_once, [7, 32 * MB])
     assert eventually(lambda: len(host.ask("stdio")["stdout"]) == 32 * MB)
 
 
 def test_the_loop_never_waits_for_a_host_that_does_not_read(world: World) -> None:
     host = probe.start(world)
     begin = time.monotonic()
-    probe.do(host, "print_at_once", [7, 100 * MB])
+    probe.do(host, ProbeOnAsyncio.print_at_once, [7, 100 * MB])
     assert time.monotonic() - begin < 4  # PATIENCE is 5 s
     assert host.logged("bytes of stdout dropped")
     limit = 64 << 20
@@ -164,14 +163,14 @@ def test_services_do_not_wait_behind_handlers_that_are_def(world: World) -> None
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=520)
     time.sleep(2)
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "block", 0, seconds=1)
+        probe.do(host, Probe.block, 0, seconds=1)
     probe.act(host, on_asyncio.print_hello)
     assert eventually(lambda: host.ask("stdio")["stdout"] == b"hello\n")
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
-    probe.do(host, "accept", 2)
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
+    probe.do(host, Probe.accept, 2)
     host.ask("dial", broker=2)
-    assert probe.do(host, "echo", "x", broker=2) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=2) == "x"
     assert host.ask("kill")["seconds"] < 4
 
 
@@ -194,7 +193,7 @@ def test_a_handler_that_is_def_has_a_whole_context(world: World) -> None:
     with pytest.raises(CallError, match="DeadlineExceeded"):
         probe.act(host, handlers.raise_after_the_end, seconds=0.5)
     assert host.logged("nobody hears", **{"@level": "error"})
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_streams_of_handlers_that_are_def(world: World) -> None:
@@ -207,9 +206,7 @@ def test_streams_of_handlers_that_are_def(world: World) -> None:
     assert "message" not in host.ask("recv", stream=1)  # the end
     threads = world.plugin().num_threads()
     for stream in range(2, 30):  # callers that leave
-        host.ask("open", stream=stream, method="/probe.Threads/hold")
-        host.ask("send", stream=stream, message=b"")
-        host.ask("half_close", stream=stream)
+        probe.open_stream(host, stream, "/probe.Threads/hold")
         assert host.ask("recv", stream=stream)["message"] == b"open"
     held = world.plugin().num_threads()
     assert held >= threads + 20
@@ -287,7 +284,7 @@ def test_a_cancelled_dial_leaves_the_id_to_the_next_one(world: World) -> None:
     host = probe.start(world)
     assert probe.act(host, on_asyncio.cancel_a_dial, 1) is True
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
 
 
 def test_what_waits_when_the_broker_closes_is_told() -> None:

@@ -7,6 +7,7 @@ import probe
 import pytest
 from actions import Call, handlers
 from harness import CallError, Host, World, eventually
+from probe_plugin import Probe
 
 
 def errors(host: Host) -> list[dict[str, Any]]:
@@ -37,7 +38,7 @@ def test_what_a_handler_raises_is_answered_and_logged_once(
     with pytest.raises(CallError) as raised:
         probe.act(host, action, seconds=10)
     assert answer in str(raised.value)
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     host.ask("kill")
     logged = errors(host)
     assert len(logged) == (0 if action is handlers.abort else 1)
@@ -53,9 +54,7 @@ def test_threads_of_callers_that_have_left(world: World) -> None:
     host = probe.start(world)
     probe.act(host, handlers.limit_threads, 6)
     for stream in range(1, 5):
-        host.ask("open", stream=stream, method="/probe.Streams/wait_in_get")
-        host.ask("send", stream=stream, message=b"")
-        host.ask("half_close", stream=stream)
+        probe.open_stream(host, stream, "/probe.Streams/wait_in_get")
         assert host.ask("recv", stream=stream)["message"] == b"open"
     for stream in (1, 2, 3):
         host.ask("cancel", stream=stream)

@@ -19,6 +19,7 @@ from by_hand import HOSTS_VARIABLES, line
 from certificates import certificate_in, client_context, make_certificate, served
 from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 from goplugin.companion.loop import Loop
 
@@ -201,14 +202,14 @@ def test_what_children_write_cannot_end_the_host(world: World) -> None:
     assert host.logged('> {"@message": 1}')
     assert host.logged('> {"@level": 7, "@message": "m"}')
     assert host.logged("of a child", **{"@level": "warn"})  # as a child that logs by hclog itself
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_records_arrive_whole_whatever_children_do(world: World) -> None:
     """Three children write lines of 4,096 bytes, and one makes the pipe non-blocking; our records are longer."""
     host = probe.start(world)
     assert probe.act(host, children.log_while_three_make_noise, seconds=60) == [0, 0, 0]
-    probe.do(host, "log", [20, "the end", {}])
+    probe.do(host, Probe.log, [20, "the end", {}])
     assert host.logged("the end")
     messages = [record["@message"] for record in host.log()]
     for name in "de":
@@ -233,14 +234,12 @@ def test_handlers_that_end_by_more_than_an_exception(world: World, action: Calla
     record = host.logged("/probe.Probe/act: ", **{"@level": "error"})
     assert record
     assert "Traceback" in record["stacktrace"]
-    host.ask("open", stream=1, method="/probe.Streams/act")
-    host.ask("send", stream=1, message=probe.action_message(action))
-    host.ask("half_close", stream=1)
+    probe.open_stream(host, 1, "/probe.Streams/act", probe.action_message(action))
     assert host.ask("recv", stream=1)["message"] == b"begun"
     with pytest.raises(CallError, match=f"Unknown: {text}"):
         host.ask("recv", stream=1)
     assert host.logged("/probe.Streams/act: ", **{"@level": "error"})
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     assert host.ask("kill")["seconds"] < 1.9
 
 
@@ -252,7 +251,7 @@ def test_a_child_that_a_handler_forks_ends(world: World, end: str, code: int) ->
     """It is not a thread of the pool, nor does it answer the call."""
     host = probe.start(world)
     assert probe.act(host, children.fork_one_that_ends, end, seconds=20) == code
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
@@ -295,10 +294,10 @@ def test_the_folder_may_be_removed(world: World) -> None:
         path.unlink()
     folder.rmdir()
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
-    probe.do(host, "accept", 2)
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
+    probe.do(host, Probe.accept, 2)
     host.ask("dial", broker=2)
-    assert probe.do(host, "echo", "x", broker=2) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=2) == "x"
 
 
 def test_other_temporary_folders(world: World) -> None:

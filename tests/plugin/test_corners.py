@@ -24,6 +24,7 @@ from certificates import HTTP2, certificate_in, client_context, make_certificate
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import PLUGINS, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 import goplugin
 
@@ -268,7 +269,7 @@ def test_dial_where_the_host_names_a_host_name(world: World) -> None:
     assert eventually(sockets)
     with forwarder(sockets()[0]) as port:
         name_address(host, 9, f"localhost:{port}")
-        assert probe.do(host, "dial", [9, "x", 1000]) == "the same"
+        assert probe.do(host, Probe.dial, [9, "x", 1000]) == "the same"
         host.ask("kill")
 
 
@@ -301,7 +302,7 @@ def test_a_name_that_is_not_resolved_delays_nobody(world: World) -> None:
         time.sleep(0.3)  # by now it looks for the name
         begin = time.monotonic()
         for number in range(5):
-            assert probe.do(host, "echo", number, seconds=10) == number
+            assert probe.do(host, Probe.echo, number, seconds=10) == number
         assert time.monotonic() - begin < 2
         with pytest.raises(CallError, match="cannot dial id 9: .*name resolution"):
             call()

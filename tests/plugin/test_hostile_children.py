@@ -13,6 +13,7 @@ import pytest
 from actions import Call, children, own_process
 from authors import RIGHT
 from harness import CallError, Host, World, eventually
+from probe_plugin import Probe
 
 from goplugin import outputs
 from goplugin.address import Address
@@ -87,7 +88,7 @@ def test_a_record_of_a_child_cannot_end_the_host(world: World, token: str, frame
     whole = '{"@level":"warn","@message":"a record of a child","@timestamp":"2026-01-02T03:04:05.000006Z"}'
     write_frames(host, RIGHT_TOKEN, f"9.1 .{whole}")
     assert host.logged("a record of a child", **{"@level": "warn"})
-    assert probe.do(host, "echo", "the host is there") == "the host is there"
+    assert probe.do(host, Probe.echo, "the host is there") == "the host is there"
 
 
 @pytest.mark.parametrize("kind", children.IN_A_FORK)
@@ -95,7 +96,7 @@ def test_a_fork_in_a_fork_keeps_its_files(world: World, kind: str) -> None:
     """The numbers that the host's pipes had in the plugin are those of other files there."""
     host = probe.start(world)
     assert probe.act(host, children.fork_in_a_fork, kind, seconds=20) == 0
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 UNFINISHED = {"one record": range(1), "thirty records": range(30)}  # of 10 MB, or of 1 MB each
@@ -114,10 +115,10 @@ def test_records_without_an_end_cost_little(world: World, kind: str) -> None:
         writing = thread.submit(write_frames, host, RIGHT_TOKEN, *frames, times=times, size=4000)
         while not writing.done():
             begin = time.monotonic()
-            assert probe.do(host, "echo", 1) == 1
+            assert probe.do(host, Probe.echo, 1) == 1
             longest = max(longest, time.monotonic() - begin)
         writing.result()
-    probe.do(host, "log", [20, "the end", {}])
+    probe.do(host, Probe.log, [20, "the end", {}])
     assert says(host, "the end")
     assert companion.memory_info().rss - memory_before < 20 << 20
     assert sum(companion.cpu_times()[:2]) - time_before < 3

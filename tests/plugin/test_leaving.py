@@ -16,6 +16,7 @@ from actions import Call, own_process
 from by_hand import line, run
 from certificates import certificate_in, make_certificate
 from harness import ROOT, CallError, Host, World, eventually
+from probe_plugin import Probe
 
 BEFORE_PLUGIN = """
 import goplugin
@@ -149,7 +150,7 @@ def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
     """Nobody reads it. But the companion is there: the plugin stays."""
     host = probe.start(world)
     assert probe.act(host, own_process.log_into_a_pipe_that_nobody_reads, seconds=5) == "it went on"
-    probe.do(host, "log", [40, "and still logs", {}])
+    probe.do(host, Probe.log, [40, "and still logs", {}])
     assert host.logged("and still logs", **{"@level": "error"})
     assert not host.logged_now("the companion process died")
     assert host.ask("kill")["seconds"] < 1.9

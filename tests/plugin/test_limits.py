@@ -7,6 +7,7 @@ import probe
 import pytest
 from actions import handlers, own_process
 from harness import PLUGINS, CallError, World
+from probe_plugin import Probe
 
 KiB = 1024
 
@@ -16,7 +17,7 @@ def test_no_threads_left(world: World) -> None:
     host = probe.start(world)
     assert probe.act(host, own_process.use_up_the_threads) == "can't start new thread"
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     assert host.ask("kill")["seconds"] < 4
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
 
@@ -36,7 +37,7 @@ def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
     host = probe.start(world)
     host.ask("accept", broker=1, size=size)
     with pytest.raises(CallError, match=f"e{{{min(size, 60000)}}}"):
-        probe.do(host, "dial", [1, "x", 1])
+        probe.do(host, Probe.dial, [1, "x", 1])
 
 
 @pytest.mark.grpcio_only("health checks share the handlers' pool there")
@@ -47,7 +48,7 @@ def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> 
         stuck = pool.submit(host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=60))
         time.sleep(1)  # by now all threads are taken
         with pytest.raises(CallError, match="DeadlineExceeded"):
-            probe.do(host, "block", 0, seconds=0.5)
+            probe.do(host, Probe.block, 0, seconds=0.5)
         for _ in range(3):
             assert host.call("/grpc.health.v1.Health/Check", b"\x0a\x06plugin", seconds=10) == b"\x08\x01"
         host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", seconds=10)
@@ -89,7 +90,7 @@ def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> No
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=12)
     time.sleep(0.5)
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "echo", 1, seconds=0.5)
+        probe.do(host, Probe.echo, 1, seconds=0.5)
     assert host.ask("kill")["seconds"] < 4
     assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
 

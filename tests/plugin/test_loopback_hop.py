@@ -14,6 +14,7 @@ from actions import dials
 from certificates import HTTP2, client_context, make_certificate, served
 from cryptography.hazmat.primitives.asymmetric import ec
 from harness import PLUGINS, CallError, Host, World, eventually
+from probe_plugin import Probe
 
 from goplugin.companion import hop
 from goplugin.companion.tls import TLS, TLSError, contexts_for
@@ -39,7 +40,7 @@ def ports(process: psutil.Process) -> set[int]:
 
 def test_calls_pass(world: World) -> None:
     host = start(world)
-    assert probe.do(host, "echo", "x" * 5_000_000) == "x" * 5_000_000
+    assert probe.do(host, Probe.echo, "x" * 5_000_000) == "x" * 5_000_000
     assert not list(world.temporary.iterdir())  # no folder of sockets, and no key
     assert host.ask("kill")["seconds"] < 4
     assert world.gone()
@@ -50,12 +51,12 @@ def test_the_broker_both_ways(world: World) -> None:
     for service_id in (5, 6):
         if world.multiplexed:  # otherwise the host serves on a Unix socket, as on Windows it does not
             host.ask("accept", broker=service_id)
-            assert probe.do(host, "dial", [service_id, "x", 100_000]) == "the same"
-        ours = probe.do(host, "next_id")
-        probe.do(host, "accept", ours)
+            assert probe.do(host, Probe.dial, [service_id, "x", 100_000]) == "the same"
+        ours = probe.do(host, Probe.next_id)
+        probe.do(host, Probe.accept, ours)
         host.ask("dial", broker=ours)
-        assert probe.do(host, "echo", "x", broker=ours) == "x"
-        probe.do(host, "close", ours)
+        assert probe.do(host, Probe.echo, "x", broker=ours) == "x"
+        probe.do(host, Probe.close, ours)
 
 
 def is_let_in(port: int, world: World, who: str) -> bool:
@@ -80,7 +81,7 @@ def test_strangers_are_refused_by_grpc(world: World) -> None:
     (port,) = ports(world.plugin())
     for who in STRANGERS:
         assert not is_let_in(port, world, who)
-    assert probe.do(host, "echo", "the host is served") == "the host is served"
+    assert probe.do(host, Probe.echo, "the host is served") == "the host is served"
 
 
 def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:

@@ -25,8 +25,9 @@ def message(argument: Any) -> bytes:
     return json.dumps(argument).encode()
 
 
-def do(host: Host, method: str, argument: Any = None, **options: Any) -> Any:
-    return json.loads(host.call(f"/probe.Probe/{method}", message(argument), **options))
+def do(host: Host, method: Callable[..., Any], argument: Any = None, **options: Any) -> Any:
+    """Call a method of the plugin's class Probe. options: of Host.call()."""
+    return json.loads(host.call(f"/probe.Probe/{method.__name__}", message(argument), **options))
 
 
 def act(
@@ -57,6 +58,13 @@ def method(action: Callable[..., Any]) -> str:
 def action_message(action: "Callable[[Call, Unpack[Arguments]], Any]", *arguments: "Unpack[Arguments]") -> bytes:
     """The request for it."""
     return message([action.__module__, action.__name__, *arguments])
+
+
+def open_stream(host: Host, stream: int, method: str, message: bytes = b"") -> None:
+    """Call a method that takes one message and returns a stream. stream: a number for it, the test's own."""
+    host.ask("open", stream=stream, method=method)
+    host.ask("send", stream=stream, message=message)
+    host.ask("half_close", stream=stream)
 
 
 def serve(host: Host) -> int:
