@@ -53,7 +53,7 @@ def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_plugin(world
     assert eventually((world.folder / "swallowed").exists)
     probe.begin(host, on_asyncio.swallow_cancellation)
     assert host.ask("kill")["seconds"] < 4
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
     assert world.gone()
 
 

@@ -1,13 +1,12 @@
 """Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
 
-import contextlib
 import time
 
 import probe
 import psutil
 import pytest
 from actions import children
-from harness import PLUGINS, World, eventually
+from harness import PLUGINS, World, eventually, is_alive
 from kv import get, put
 
 WAYS = ["fork", "spawn", "forkserver"]
@@ -45,12 +44,6 @@ def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     assert record["pid"] == int(pid)
     assert eventually(lambda: host.logged_now("ValueError: a worker fails"))
     assert host.ask("kill")["seconds"] < 4
-
-
-def is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from actions import Call, children, own_process
 from authors import RIGHT
-from harness import CallError, Host, World, eventually
+from harness import CallError, Host, World, eventually, is_alive
 from probe_plugin import Probe
 
 from goplugin import outputs
@@ -24,12 +24,6 @@ NO_TOKEN, _, RIGHT_TOKEN = children.TOKENS
 def write_frames(host: Host, token: str, *frames: str, times: int = 1, size: int = 0) -> None:
     """Have a child of the plugin write the frames, so many times, with that many more bytes in each."""
     probe.act(host, children.run_one_that_writes_frames, token, list(frames), times, size)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def named(world: World, name: str) -> list[psutil.Process]:
