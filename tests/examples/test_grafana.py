@@ -1,6 +1,5 @@
 """The data source of examples/grafana, under a host with Grafana's own client, beside the same data source in Go."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ import pytest
 import venvs
 from harness import ROOT, CallError, Host, World, eventually
 
-from examples import HOSTS, Example, programs
+from examples import HOSTS, Example, Serving, load, programs
 
 TWIN = HOSTS / "grafana-twin"
 TOKEN = "secret"  # noqa: S105
@@ -32,7 +31,7 @@ pytestmark = [
 ]
 
 
-class Service:
+class Service(Serving):
     """The API that the data source asks: the example's own, which notes what it was asked."""
 
     def __init__(self) -> None:
@@ -40,11 +39,7 @@ class Service:
         self.most = 10_000  # answers; after that it is overloaded
         self.gate = threading.Event()  # closed, the API does not answer
         self.gate.set()
-        spec = importlib.util.spec_from_file_location("sensors", ROOT / "examples/grafana/example/sensors.py")
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load("grafana/example/sensors.py")
         service = self
 
         class Handler(module.Handler):  # type: ignore[misc, name-defined]
@@ -57,16 +52,13 @@ class Service:
             def handle_error(self, *_: Any) -> None:
                 """A plugin that leaves does not wait for the answer."""
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
+        server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        super().__init__(server)
 
     def close(self) -> None:
         self.gate.set()
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().close()
 
     def context(self, role: str = "Viewer", token: str = TOKEN, **settings: Any) -> dict[str, Any]:
         """What comes with each call, as Grafana's SDK has it."""

@@ -1,6 +1,5 @@
 """The provider of examples/terraform, under Terraform and OpenTofu."""
 
-import importlib.util
 import re
 import shutil
 import signal
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PLUGINS, ROOT, SUPPORT, World, eventually
+from harness import PLUGINS, SUPPORT, World, eventually
 
-from examples import Example, programs
+from examples import Example, Serving, load, programs
 
 CONFIGURATIONS = SUPPORT / "terraform"
 URL = "http://127.0.0.1:8000/notes"  # in example/main.tf
@@ -65,18 +64,14 @@ pytestmark = [
 ]
 
 
-class API:
+class API(Serving):
     """The API of the example, example/server.py, which does to a request what the test wants before it answers."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []  # "GET /notes/hello-world"
         self.refusals: list[int] = []  # HTTP statuses, for the next requests
         self.before: Callable[[str], object] = str  # called with each of `asked`, in its thread; it may wait
-        spec = importlib.util.spec_from_file_location("server", ROOT / "examples/terraform/example/server.py")
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load("terraform/example/server.py")
         api = self
 
         class Handler(module.Handler):  # type: ignore[misc, name-defined]
@@ -90,22 +85,16 @@ class API:
             def handle_error(self, *_: Any) -> None:
                 """A provider that is killed does not wait for the answer."""
 
-        self.server = Server(0)
-        self.server.RequestHandlerClass = Handler
-        self.notes: dict[str, str] = self.server.notes
+        server = Server(0)
+        server.RequestHandlerClass = Handler
+        self.notes: dict[str, str] = server.notes
         self.token: str = module.TOKEN
-        self.url: str = self.server.url
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
+        self.url: str = server.url
+        super().__init__(server)
 
     def at(self, method: str, act: Callable[[], object]) -> None:
         """Do that before requests of the method are answered."""
         self.before = lambda asked: asked.startswith(method) and act()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
 
 
 @pytest.fixture

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import probe
 import psutil
 import pytest
+from actions import children, handlers
 from harness import PLUGINS, ROOT, eventually
+from probe_plugin import Probe
 
 import goplugin
 import kv_pb2
@@ -57,9 +60,9 @@ def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folder.cleanup()
 
 
-def probe(client: Client, method: str, argument: Any = None) -> Any:
-    call: Any = client.channel.unary_unary(f"/probe.Probe/{method}")
-    return json.loads(call(json.dumps(argument).encode(), timeout=30))
+def do(client: Client, method: Callable[..., Any], argument: Any = None) -> Any:
+    call: Any = client.channel.unary_unary(f"/probe.Probe/{method.__name__}")
+    return json.loads(call(probe.message(argument), timeout=30))
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -77,8 +80,8 @@ def test_both_ways_of_the_broker(auto_mtls: bool) -> None:
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
         served = client.broker.next_id()
         with client.broker.accept(served, lambda server: server.add_generic_rpc_handlers([Echo()])):
-            assert probe(client, "dial", [served, "x", 1]) == "the same"
-        probe(client, "accept", 77)
+            assert do(client, Probe.dial, [served, "x", 1]) == "the same"
+        do(client, Probe.accept, 77)
         with client.broker.dial(77) as channel:
             call: Any = channel.unary_unary("/probe.Probe/echo")
             assert json.loads(call(b'["x"]', timeout=10)) == ["x"]
@@ -89,9 +92,10 @@ def test_both_ways_of_the_broker(auto_mtls: bool) -> None:
 @pytest.mark.windows
 def test_what_it_prints_and_logs(auto_mtls: bool) -> None:
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
-        probe(client, "print", ["stdout", "to stdout, wörld\n", 1, 1])
-        probe(client, "print", ["stderr", "to stderr", 1, 1])
-        probe(client, "run", "import os; os.system('echo a line of a child >&2')")
+        do(client, Probe.print, ["stdout", "to stdout, wörld\n", 1, 1])
+        do(client, Probe.print, ["stderr", "to stderr", 1, 1])
+        call: Any = client.channel.unary_unary(probe.method(children.echo_to_stderr))
+        call(probe.action_message(children.echo_to_stderr, "a line of a child"), timeout=30)
     assert (bytes(client.stdout), bytes(client.stderr)) == ("to stdout, wörld\n".encode(), b"to stderr")
     assert {"@level": "debug", "@message": "a line of a child"} in client.log
     assert client.after_handshake == b""
@@ -215,7 +219,7 @@ def test_the_end_of_the_process_ends_calls_and_dials(auto_mtls: bool) -> None:
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
         threading.Timer(0.5, psutil.Process(client.pid).kill).start()
         with pytest.raises(grpc.RpcError) as raised:
-            probe(client, "sleep", 60)
+            do(client, Probe.sleep, 60)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(RuntimeError, match="the plugin is leaving"):
             client.broker.dial(77)
@@ -225,7 +229,7 @@ def test_the_end_of_the_process_ends_calls_and_dials(auto_mtls: bool) -> None:
 @pytest.mark.windows
 def test_without_with(auto_mtls: bool) -> None:
     client = start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls)
-    assert probe(client, "echo", "x") == "x"
+    assert do(client, Probe.echo, "x") == "x"
     client.kill()
     assert client.exit_code == 0
 
@@ -252,9 +256,9 @@ print(client.pid, client.exit_code)
 def test_metadata_of_a_mebibyte(auto_mtls: bool) -> None:
     """Go takes 16. What cannot pass would be RESOURCE_EXHAUSTED."""
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
-        call: Any = client.channel.unary_unary("/probe.Probe/run")
-        code = "context.set_trailing_metadata([('back', dict(context.invocation_metadata())['there'])])"
-        answer = call.with_call(json.dumps(code).encode(), metadata=[("there", "x" * 2**20)], timeout=60)[1]
+        call: Any = client.channel.unary_unary(probe.method(handlers.send_metadata_back))
+        message = probe.action_message(handlers.send_metadata_back)
+        answer = call.with_call(message, metadata=[("there", "x" * 2**20)], timeout=60)[1]
         assert ("back", "x" * 2**20) in answer.trailing_metadata()
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import probe
 import psutil
 import pytest
+from actions import Call, handlers, on_asyncio
 from authors import ON_ASYNCIO
-from harness import ROOT, CallError, Host, World, eventually
+from harness import ROOT, CallError, World, eventually
 from kv import put
+from probe_plugin import Probe, ProbeOnAsyncio
 
 import goplugin.aio
 import goplugin.testing
@@ -22,28 +25,22 @@ from plugin import HANDSHAKE
 
 MB = 1_000_000
 
-
-def run(host: Host, code: str, **options: object) -> object:
-    """Run the body of an `async def` handler."""
-    return probe.do(host, "run_async", code, **options)
+Action = Callable[[Call], Coroutine[Any, Any, None]]
 
 
 @pytest.mark.windows
 def test_a_deadline_cancels_the_handler(world: World) -> None:
     host = probe.start(world)
-    code = "try: await asyncio.sleep(60)\nexcept asyncio.CancelledError:\n    open('cancelled', 'w')\n    raise"
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        run(host, code, seconds=0.3)
+        probe.act(host, on_asyncio.note_cancellation, seconds=0.3)
     assert eventually((world.folder / "cancelled").exists)
-    assert run(host, "return 1") == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 @pytest.mark.windows
 def test_a_caller_that_leaves_cancels_the_handler(world: World) -> None:
     host = probe.start(world)
-    host.ask("open", stream=1, method="/probe.Streams/hold_or_note")
-    host.ask("send", stream=1, message=b"noted")
-    host.ask("half_close", stream=1)
+    probe.open_stream(host, 1, "/probe.Streams/hold_or_note", b"noted")
     assert host.ask("recv", stream=1)["message"] == b"open"
     host.ask("cancel", stream=1)
     assert eventually((world.folder / "noted").exists)
@@ -51,13 +48,12 @@ def test_a_caller_that_leaves_cancels_the_handler(world: World) -> None:
 
 def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_plugin(world: World) -> None:
     host = probe.start(world)
-    swallow = "while True:\n    try: await asyncio.sleep(60)\n    except asyncio.CancelledError: open('swallowed', 'w')"
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        run(host, swallow, seconds=0.3)
+        probe.act(host, on_asyncio.swallow_cancellation, seconds=0.3)
     assert eventually((world.folder / "swallowed").exists)
-    host.begin("call", method="/probe.Probe/run_async", message=probe.message(swallow))
+    probe.begin(host, on_asyncio.swallow_cancellation)
     assert host.ask("kill")["seconds"] < 4
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
     assert world.gone()
 
 
@@ -65,54 +61,51 @@ def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_plugin(world
 def test_a_cancelled_handler_has_time_to_clean_up(world: World) -> None:
     """Kill() closes the connection after Shutdown, which cancels the calls in flight."""
     host = probe.start(world)
-    code = (
-        "open('begun', 'w')\ntry: await asyncio.sleep(60)\n"
-        "finally:\n    await asyncio.sleep(0.5)\n    open('clean', 'w')"
-    )
-    host.begin("call", method="/probe.Probe/run_async", message=probe.message(code))
+    probe.begin(host, on_asyncio.clean_up_when_cancelled)
     assert eventually((world.folder / "begun").exists)
     assert host.ask("kill")["seconds"] < 1.9
     assert (world.folder / "clean").exists()
 
 
-RAISED = {
-    "raise SystemExit('no credentials')": "SystemExit: no credentials",
-    "raise KeyboardInterrupt": "KeyboardInterrupt",
-    "raise asyncio.CancelledError('gone')": "CancelledError: gone",
-    "task = asyncio.ensure_future(asyncio.sleep(9)); task.cancel(); await task": "CancelledError",
-    "asyncio.current_task().cancel(); await asyncio.sleep(9)": "CancelledError",
-    "raise ValueError('it broke')": "Exception calling application: it broke",
-    "await context.abort(grpc.StatusCode.ABORTED, 'a\\udc80')": r"Aborted: a\udc80",
-    "context.set_details('a\\udc80'); raise ValueError('b')": r"Unknown: a\udc80",
-    "context.set_code(grpc.StatusCode.DATA_LOSS); context.set_details('a\\udc80'); 1 / 0": r"DataLoss: a\udc80",
-    "await context.abort(grpc.StatusCode.ABORTED, 'no')": "Aborted: no",
-    "context.set_code(grpc.StatusCode.DATA_LOSS); raise ValueError('it broke')": "DataLoss: Exception calling",
-}
+RAISED = [
+    (on_asyncio.raise_system_exit, "Unknown: SystemExit: no credentials"),
+    (on_asyncio.raise_keyboard_interrupt, "Unknown: KeyboardInterrupt"),
+    (on_asyncio.raise_cancelled_error, "Unknown: CancelledError: gone"),
+    (on_asyncio.wait_for_a_cancelled_task, "Unknown: CancelledError"),
+    (on_asyncio.cancel_itself, "Unknown: CancelledError"),
+    (on_asyncio.raise_value_error, "Unknown: Exception calling application: it broke"),
+    (on_asyncio.abort_with_a_surrogate, r"Aborted: a\udc80"),
+    (on_asyncio.set_details_with_a_surrogate_and_raise, r"Unknown: a\udc80"),
+    (on_asyncio.set_status_with_a_surrogate_and_raise, r"DataLoss: a\udc80"),
+    (on_asyncio.abort, "Aborted: no"),
+    (on_asyncio.set_code_and_raise, "DataLoss: Exception calling"),
+]
 
 
-@pytest.mark.parametrize("code", RAISED)
+@pytest.mark.parametrize(("action", "answer"), RAISED, ids=[action.__name__ for action, _ in RAISED])
 @pytest.mark.windows
-def test_whatever_a_handler_raises_is_answered(world: World, code: str) -> None:
+def test_whatever_a_handler_raises_is_answered(world: World, action: Action, answer: str) -> None:
     host = probe.start(world)
     with pytest.raises(CallError) as raised:
-        run(host, code, seconds=5)
-    assert RAISED[code].replace(": ", "", 1).replace(" ", "") in str(raised.value).replace(": ", "").replace(" ", "")
-    assert run(host, "return 1") == 1
-    if "abort" not in code:
-        assert host.logged("/probe.Probe/run_async: ", **{"@level": "error"})
+        probe.act(host, action, seconds=5)
+    assert answer in str(raised.value)
+    assert probe.do(host, Probe.echo, 1) == 1
+    aborts = action in (on_asyncio.abort, on_asyncio.abort_with_a_surrogate)
+    if not aborts:
+        assert host.logged("/probe.Probe/act_in_the_loop: ", **{"@level": "error"})
     host.ask("kill")
     logged = [record for record in host.log() if record["@level"] == "error"]
-    assert len(logged) == (0 if "abort" in code else 1)
+    assert len(logged) == (0 if aborts else 1)
     assert all("Traceback" in record["stacktrace"] for record in logged)
 
 
 def test_a_child_by_fork_in_a_handler_ends_with_it(world: World) -> None:
     host = probe.start(world)
-    pid = run(host, "import os\nreturn os.fork()")
+    pid = probe.act(host, on_asyncio.fork)
     assert isinstance(pid, int)
     assert pid > 0
     assert eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    assert run(host, "return 1") == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_a_blocked_loop_does_not_keep_the_plugin_when_its_host_dies(world: World) -> None:
@@ -142,14 +135,14 @@ def test_a_blocked_loop_is_told(world: World) -> None:
 
 def test_what_is_printed_in_the_loop_is_kept_until_the_loop_can_send_it(world: World) -> None:
     host = probe.start(world)
-    probe.do(host, "print_at_once", [7, 32 * MB])
+    probe.do(host, ProbeOnAsyncio.print_at_once, [7, 32 * MB])
     assert eventually(lambda: len(host.ask("stdio")["stdout"]) == 32 * MB)
 
 
 def test_the_loop_never_waits_for_a_host_that_does_not_read(world: World) -> None:
     host = probe.start(world)
     begin = time.monotonic()
-    probe.do(host, "print_at_once", [7, 100 * MB])
+    probe.do(host, ProbeOnAsyncio.print_at_once, [7, 100 * MB])
     assert time.monotonic() - begin < 4  # PATIENCE is 5 s
     assert host.logged("bytes of stdout dropped")
     limit = 64 << 20
@@ -170,52 +163,37 @@ def test_services_do_not_wait_behind_handlers_that_are_def(world: World) -> None
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=520)
     time.sleep(2)
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "block", 0, seconds=1)
-    run(host, "print('hello')")
+        probe.do(host, Probe.block, 0, seconds=1)
+    probe.act(host, on_asyncio.print_hello)
     assert eventually(lambda: host.ask("stdio")["stdout"] == b"hello\n")
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
-    probe.do(host, "accept", 2)
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
+    probe.do(host, Probe.accept, 2)
     host.ask("dial", broker=2)
-    assert probe.do(host, "echo", "x", broker=2) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=2) == "x"
     assert host.ask("kill")["seconds"] < 4
-
-
-CONTEXT = """
-import threading, time
-assert context.is_active()
-assert isinstance(context, __import__("grpc").ServicerContext)
-assert context.time_remaining() < 6
-assert dict(context.invocation_metadata())["user-agent"].startswith("grpc-go")
-ended = threading.Event()
-assert context.add_callback(ended.set)
-context.send_initial_metadata([("a", "b")])
-open("begun", "w")
-"""
 
 
 @pytest.mark.windows
 def test_a_handler_that_is_def_has_a_whole_context(world: World) -> None:
     host = probe.start(world)
-    assert probe.do(host, "run", CONTEXT + "result = context.peer()", seconds=5)
-    late = "ended.wait(9)\nassert not context.is_active()\nassert not context.add_callback(print)\nopen('noticed', 'w')"
+    assert probe.act(host, handlers.use_context_and_name_peer, seconds=5)
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "run", CONTEXT + late, seconds=0.5)
+        probe.act(host, handlers.notice_the_end, seconds=0.5)
     assert eventually((world.folder / "noticed").exists)
     with pytest.raises(CallError, match=r"Aborted.*not now"):
-        probe.do(host, "run", "import grpc\ncontext.abort(grpc.StatusCode.ABORTED, 'not now')")
+        probe.act(host, handlers.abort)
     with pytest.raises(CallError, match="Canceled"):
-        probe.do(host, "run", "context.cancel()")
+        probe.act(host, handlers.cancel)
     # Nothing reaches a call that has ended, and a text that nobody hears of is logged.
-    ended = "ended.wait(9)\ntime.sleep(0.2)\nimport grpc\ntry: context.{}\nexcept grpc.RpcError: open('{}', 'w')"
-    for number, late in enumerate(("peer()", "auth_context()", "abort(grpc.StatusCode.ABORTED, '')", "write(b'')")):
+    for name in handlers.USES_AFTER_THE_END:
         with pytest.raises(CallError, match="DeadlineExceeded"):
-            probe.do(host, "run", CONTEXT + ended.format(late, f"refused{number}"), seconds=0.5)
-        assert eventually((world.folder / f"refused{number}").exists)
+            probe.act(host, handlers.use_after_the_end, name, seconds=0.5)
+        assert eventually((world.folder / f"{name}-refused").exists)
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "run", CONTEXT + "ended.wait(9)\nraise ValueError('nobody hears')", seconds=0.5)
+        probe.act(host, handlers.raise_after_the_end, seconds=0.5)
     assert host.logged("nobody hears", **{"@level": "error"})
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_streams_of_handlers_that_are_def(world: World) -> None:
@@ -228,9 +206,7 @@ def test_streams_of_handlers_that_are_def(world: World) -> None:
     assert "message" not in host.ask("recv", stream=1)  # the end
     threads = world.plugin().num_threads()
     for stream in range(2, 30):  # callers that leave
-        host.ask("open", stream=stream, method="/probe.Threads/hold")
-        host.ask("send", stream=stream, message=b"")
-        host.ask("half_close", stream=stream)
+        probe.open_stream(host, stream, "/probe.Threads/hold")
         assert host.ask("recv", stream=stream)["message"] == b"open"
     held = world.plugin().num_threads()
     assert held >= threads + 20
@@ -298,12 +274,7 @@ def test_the_broker_waits_without_threads(world: World) -> None:
     """Ids that the host never serves."""
     host = probe.start(world)
     threads = world.plugin().num_threads()
-    code = (
-        "waits = [plugin.broker.dial(1000 + number) for number in range(200)]\n"
-        "results = await asyncio.gather(*waits, return_exceptions=True)\n"
-        "return sorted({type(result).__name__ for result in results})"
-    )
-    waiting = host.begin("call", method="/probe.Probe/run_async", message=probe.message(code))
+    waiting = probe.begin(host, on_asyncio.wait_for_dials, 200)
     time.sleep(1)
     assert world.plugin().num_threads() < threads + 5
     assert waiting()["message"] == b'["TimeoutError"]'
@@ -311,13 +282,9 @@ def test_the_broker_waits_without_threads(world: World) -> None:
 
 def test_a_cancelled_dial_leaves_the_id_to_the_next_one(world: World) -> None:
     host = probe.start(world)
-    code = (
-        "task = asyncio.ensure_future(plugin.broker.dial(1))\nawait asyncio.sleep(0.1)\ntask.cancel()\n"
-        "await asyncio.wait([task])\nreturn task.cancelled()"
-    )
-    assert run(host, code) is True
+    assert probe.act(host, on_asyncio.cancel_a_dial, 1) is True
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
 
 
 def test_what_waits_when_the_broker_closes_is_told() -> None:

@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from harness import PATIENCE, PLUGINS, CallError, Host, World, eventually
 from kv import put
+from probe_plugin import Probe
 
 from goplugin.companion import tls
 
@@ -73,7 +74,7 @@ def test_strangers_in_go(world: World, who: str) -> None:
     time.sleep(0.2)
     (refusal,) = refusals(host)
     assert re.search(reasons[who], refusal)
-    assert probe.do(host, "echo", "the host is served") == "the host is served"
+    assert probe.do(host, Probe.echo, "the host is served") == "the host is served"
 
 
 @pytest.mark.parametrize("who", ["none", "P-256", "P-521"])
@@ -113,7 +114,7 @@ def test_what_is_not_tls(world: World, data: bytes, reason: str) -> None:
     assert len(answer) <= 7  # an alert at most
     assert eventually(lambda: len(refusals(host)) == 1)
     assert re.search(reason, refusals(host)[0])
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def hand_started(world: World, client_cert: str, **variables: str) -> Any:
@@ -227,7 +228,7 @@ def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
     begin = time.monotonic()
     try:
         for number in range(20):
-            assert probe.do(host, "echo", number) == number
+            assert probe.do(host, Probe.echo, number) == number
         companion = world.companion()
         before = sum(companion.cpu_times()[:2])
         time.sleep(1)
@@ -250,7 +251,7 @@ def test_a_thousand_connections_at_once(world: World) -> None:
     try:
         for _ in range(900):
             crowd.append(socket.create_connection(("127.0.0.1", port)))
-        assert probe.do(host, "echo", "still here") == "still here"
+        assert probe.do(host, Probe.echo, "still here") == "still here"
         assert eventually(lambda: sum(map(is_refused, crowd)) >= 600)
         assert eventually(lambda: len(refusals(host)) == LOGGED)
     finally:
@@ -310,7 +311,7 @@ def test_mutated_hellos(world: World) -> None:
             except ConnectionError:
                 pass
         if number % 100 == 0:
-            assert probe.do(host, "echo", number) == number
+            assert probe.do(host, Probe.echo, number) == number
     assert len(world.companions()) == 1
     assert eventually(lambda: len(refusals(host)) == LOGGED)
 
@@ -363,7 +364,7 @@ def test_reflection_and_health_are_behind_it(world: World) -> None:
 def test_broker_refuses_strangers_too(world: World) -> None:
     host = probe.start(world, **MTLS)
     before = {port_of(host)}
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     ports = {
         connection.laddr.port
         for process in (*world.plugins(), *world.companions())
@@ -375,7 +376,7 @@ def test_broker_refuses_strangers_too(world: World) -> None:
     assert not served(port, client_context(make_certificate(world.folder, "stranger")))
     assert eventually(lambda: len(refusals(host)) == 2)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
 
 
 @pytest.mark.windows
@@ -410,17 +411,17 @@ def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) 
     world.env["PROBE_TLS_FILES"] = os.pathsep.join(str(files[name]) for name in ("server", "server", "client"))
     certificate = [str(files["client"])] * 2
     host = probe.start(world, certificate=certificate)
-    assert probe.do(host, "echo", "served") == "served"
+    assert probe.do(host, Probe.echo, "served") == "served"
     port = port_of(host)
     for path in (None, files["stranger"], files["server"]):
         assert not served(port, client_context(path))
     assert served(port, client_context(files["client"]))
     assert eventually(lambda: len(refusals(host)) == 3)
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
     host.ask("accept", broker=2)
-    assert probe.do(host, "dial", [2, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [2, "x", 1]) == "the same"
     assert host.ask("kill")["seconds"] < 1.9
 
 
@@ -466,7 +467,7 @@ def test_a_long_temporary_folder(world: World) -> None:
 def test_children_do_not_keep_the_companion(world: World) -> None:
     """A child by fork holds no end of its socket pair."""
     host = probe.start(world, **MTLS)
-    forked = psutil.Process(probe.do(host, "fork"))
+    forked = psutil.Process(probe.do(host, Probe.fork))
     companion = world.companion()
     plugin = world.plugin()
     plugin.kill()

@@ -17,6 +17,7 @@ from typing import Any
 import probe
 import pytest
 from harness import PLUGINS, ROOT, CallError, World, eventually
+from probe_plugin import Probe
 
 from goplugin.aio import Broker as AioBroker
 from goplugin.environment import Environment
@@ -48,13 +49,13 @@ def test_go_plugins_bidirectional_example(world: World, example: Callable[[str],
 @pytest.mark.windows
 def test_dial_what_the_host_serves(world: World) -> None:
     host = probe.start(world)
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1]) == "the same"
 
 
 @pytest.mark.windows
 def test_no_message_limit(world: World) -> None:
     host = probe.start(world)
-    assert probe.do(host, "dial", [probe.serve(host), "x", 32_000_000]) == "the same"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 32_000_000]) == "the same"
 
 
 def test_the_info_may_come_after_the_call(world: World) -> None:
@@ -70,32 +71,32 @@ def test_the_info_may_come_after_the_call(world: World) -> None:
 def test_several_dials_at_once(world: World) -> None:
     host = probe.start(world)
     ids = [probe.serve(host) for _ in range(100)]
-    before = probe.do(host, "descriptors")
+    before = probe.do(host, Probe.descriptors)
     calls = [
         host.begin("call", method="/probe.Probe/dial", message=json.dumps([service_id, f"{service_id};", 100]).encode())
         for service_id in ids
     ]
     assert {call()["message"] for call in calls} == {b'"the same"'}
-    assert eventually(lambda: probe.do(host, "descriptors") <= before + 2)
+    assert eventually(lambda: probe.do(host, Probe.descriptors) <= before + 2)
 
 
 @pytest.mark.windows
 def test_accept_serves_the_host(world: World) -> None:
     host = probe.start(world)
-    service_id = probe.do(host, "next_id")
-    probe.do(host, "accept", service_id)
+    service_id = probe.do(host, Probe.next_id)
+    probe.do(host, Probe.accept, service_id)
     host.ask("dial", broker=service_id)
-    assert probe.do(host, "echo", "over the broker", broker=service_id) == "over the broker"
-    assert probe.do(host, "echo", "x" * 8_000_000, broker=service_id) == "x" * 8_000_000
-    probe.do(host, "close", service_id)
+    assert probe.do(host, Probe.echo, "over the broker", broker=service_id) == "over the broker"
+    assert probe.do(host, Probe.echo, "x" * 8_000_000, broker=service_id) == "x" * 8_000_000
+    probe.do(host, Probe.close, service_id)
     with pytest.raises(CallError, match="Unavailable|Canceled"):
-        probe.do(host, "echo", "closed", broker=service_id)
+        probe.do(host, Probe.echo, "closed", broker=service_id)
 
 
 def test_100_ids_at_once_both_ways(world: World) -> None:
     host = probe.start(world)
-    before = probe.do(host, "descriptors")
-    ids = [probe.do(host, "next_id") for _ in range(100)]
+    before = probe.do(host, Probe.descriptors)
+    ids = [probe.do(host, Probe.next_id) for _ in range(100)]
     assert len(set(ids)) == 100
     accepts = [host.begin("call", method="/probe.Probe/accept", message=b"%d" % service_id) for service_id in ids]
     for accept in accepts:
@@ -103,20 +104,20 @@ def test_100_ids_at_once_both_ways(world: World) -> None:
     for dial in [host.begin("dial", broker=service_id) for service_id in ids]:
         dial()
     for service_id in ids:
-        assert probe.do(host, "echo", service_id, broker=service_id) == service_id
+        assert probe.do(host, Probe.echo, service_id, broker=service_id) == service_id
     for service_id in ids:
-        probe.do(host, "close", service_id)
-    assert eventually(lambda: probe.do(host, "descriptors") <= before + 2)
+        probe.do(host, Probe.close, service_id)
+    assert eventually(lambda: probe.do(host, Probe.descriptors) <= before + 2)
 
 
 def test_ids_of_both_sides_may_be_equal(world: World) -> None:
     host = probe.start(world)
     service_id = probe.serve(host)
-    assert probe.do(host, "next_id") == service_id
-    probe.do(host, "accept", service_id)
+    assert probe.do(host, Probe.next_id) == service_id
+    probe.do(host, Probe.accept, service_id)
     host.ask("dial", broker=service_id)
-    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
-    assert probe.do(host, "echo", "x", broker=service_id) == "x"
+    assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
+    assert probe.do(host, Probe.echo, "x", broker=service_id) == "x"
 
 
 @pytest.mark.windows
@@ -124,7 +125,7 @@ def test_an_id_nobody_serves(world: World) -> None:
     host = probe.start(world)
     begin = time.monotonic()
     with pytest.raises(CallError, match="within 5 s where it serves id 77|id 77: the host did not open it within 5 s"):
-        probe.do(host, "dial", [77, "x", 1])
+        probe.do(host, Probe.dial, [77, "x", 1])
     assert 4.5 < time.monotonic() - begin < 8
 
 
@@ -133,19 +134,19 @@ def test_an_id_nobody_serves(world: World) -> None:
 def test_an_id_dialled_twice(world: World) -> None:
     host = probe.start(world)
     service_id = probe.serve(host)
-    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
     with pytest.raises(CallError, match=f"serves id {service_id}.*an id can be dialled once"):
-        probe.do(host, "dial", [service_id, "x", 1])
+        probe.do(host, Probe.dial, [service_id, "x", 1])
 
 
 @pytest.mark.windows
 def test_an_id_accepted_twice(world: World) -> None:
     host = probe.start(world)
-    probe.do(host, "accept", 5)
+    probe.do(host, Probe.accept, 5)
     with pytest.raises(CallError, match="id 5 is accepted already"):
-        probe.do(host, "accept", 5)
-    probe.do(host, "close", 5)
-    probe.do(host, "accept", 5)  # closed, the id is free again
+        probe.do(host, Probe.accept, 5)
+    probe.do(host, Probe.close, 5)
+    probe.do(host, Probe.accept, 5)  # closed, the id is free again
 
 
 @pytest.mark.parametrize("service_id", [2**32, -1, "one"])
@@ -153,19 +154,19 @@ def test_what_is_no_id(world: World, service_id: object) -> None:
     host = probe.start(world)
     for _ in range(2):
         with pytest.raises(CallError, match="out of range|expected|int"):
-            probe.do(host, "accept", service_id)
+            probe.do(host, Probe.accept, service_id)
         with pytest.raises(CallError, match="out of range|expected|int"):
-            probe.do(host, "dial", [service_id, "x", 1])
+            probe.do(host, Probe.dial, [service_id, "x", 1])
 
 
 def test_what_fails_to_accept_can_be_accepted(world: World) -> None:
     host = probe.start(world)
-    before = probe.do(host, "descriptors")
+    before = probe.do(host, Probe.descriptors)
     for _ in range(3):
         with pytest.raises(CallError, match="no services today"):
-            probe.do(host, "accept_badly", 5)
-    assert probe.do(host, "descriptors") <= before + 1
-    probe.do(host, "accept", 5)
+            probe.do(host, Probe.accept_badly, 5)
+    assert probe.do(host, Probe.descriptors) <= before + 1
+    probe.do(host, Probe.accept, 5)
 
 
 @pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
@@ -175,7 +176,7 @@ def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     time.sleep(5)
     assert host.logged(f"the host serves id {forgotten}, and nobody dialled it", **{"@level": "warn"})
     with pytest.raises(CallError, match=f"where it serves id {forgotten}"):
-        probe.do(host, "dial", [forgotten, "x", 1])
+        probe.do(host, Probe.dial, [forgotten, "x", 1])
 
 
 @pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
@@ -198,9 +199,9 @@ def test_garbage_infos(world: World, network: str, address: str, error: str) -> 
     info = host_pb2.ConnInfo(service_id=9, network=network, address=address)
     host.ask("send", stream=1, message=info.SerializeToString())
     with pytest.raises(CallError, match=f"{error}|UNAVAILABLE"):
-        probe.do(host, "dial", [9, "x", 1])
+        probe.do(host, Probe.dial, [9, "x", 1])
     assert eventually(lambda: any(re.search(error, str(record)) for record in host.log()))
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1]) == "the same"
 
 
 def test_a_stream_of_garbage(world: World) -> None:
@@ -209,7 +210,7 @@ def test_a_stream_of_garbage(world: World) -> None:
     host.ask("send", stream=1, message=b"\xff\xff\xff\xff not a ConnInfo")
     with pytest.raises(CallError):
         host.ask("recv", stream=1)
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1]) == "the same"
 
 
 @pytest.mark.windows
@@ -217,9 +218,9 @@ def test_everything_ends_with_the_plugin(world: World) -> None:
     """A dial that waits and accepted ids do not delay Kill(); files and processes are checked after every test."""
     host = probe.start(world)
     for service_id in (1, 2, 3):
-        probe.do(host, "accept", service_id)
+        probe.do(host, Probe.accept, service_id)
     host.ask("dial", broker=1)
-    probe.do(host, "echo", "x", broker=1)
+    probe.do(host, Probe.echo, "x", broker=1)
     waiting = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
     time.sleep(0.3)
     plugin = world.plugin()
@@ -239,7 +240,7 @@ def test_two_hosts_with_equal_ids(world: World) -> None:
         host.ask("send", stream=1, message=info.SerializeToString())
     assert host.logged("the host serves id 77 while another one does", **{"@level": "warn"})
     with pytest.raises(CallError, match="UNAVAILABLE") as failed:
-        probe.do(host, "dial", [77, "x", 1])
+        probe.do(host, Probe.dial, [77, "x", 1])
     # Under AutoMTLS it is the TLS terminator that dials, and says so in the log.
     assert "127.0.0.1:1:" in str(failed.value) or host.logged("127.0.0.1:1:")
 

@@ -1,10 +1,13 @@
 """Calls that grpc itself would not answer, or would not log in a way that helps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import probe
 import pytest
+from actions import Call, handlers
 from harness import CallError, Host, World, eventually
+from probe_plugin import Probe
 
 
 def errors(host: Host) -> list[dict[str, Any]]:
@@ -12,40 +15,35 @@ def errors(host: Host) -> list[dict[str, Any]]:
     return [record for record in host.log() if record["@level"] == "error" and record["@module"] != "host"]
 
 
-def fails(host: Host, code: str, method: str = "run") -> str:
-    """What the caller hears when a handler runs the code."""
-    with pytest.raises(CallError) as raised:
-        probe.do(host, method, code, seconds=10)
-    return str(raised.value)
+RAISED: list[tuple[Callable[[Call], None], str]] = [
+    (handlers.raise_value_error, "Unknown: Exception calling application: it broke"),
+    (handlers.raise_without_a_text, "Unknown: Exception calling application: TimeoutError"),
+    (handlers.raise_without_a_text_or_arguments, "Unknown: Exception calling application: BdbQuit"),
+    (handlers.raise_a_surrogate, r"Unknown: Exception calling application: a\udc80"),
+    (handlers.raise_system_exit, "Unknown: SystemExit: 3"),
+    (handlers.raise_keyboard_interrupt, "Unknown: KeyboardInterrupt"),
+    (handlers.set_code_and_raise, "DataLoss: Exception calling"),
+    (handlers.set_status_and_exit, "Aborted: x"),
+    (handlers.set_details_and_raise, "Unknown: our text"),
+    (handlers.abort, "Aborted: not now"),
+]
 
 
-RAISED = {
-    "raise ValueError('it broke')": "Unknown: Exception calling application: it broke",
-    "raise TimeoutError": "Unknown: Exception calling application: TimeoutError",
-    "import bdb; raise bdb.BdbQuit": "Unknown: Exception calling application: BdbQuit",
-    "raise ValueError('a\\udc80')": r"Unknown: Exception calling application: a\udc80",
-    "raise SystemExit(3)": "Unknown: SystemExit: 3",
-    "raise KeyboardInterrupt": "Unknown: KeyboardInterrupt",
-    "import grpc; context.set_code(grpc.StatusCode.DATA_LOSS); raise TimeoutError": "DataLoss: Exception calling",
-    "from grpc import StatusCode; context.set_code(StatusCode.ABORTED); context.set_details('x'); raise SystemExit": (
-        "Aborted: x"
-    ),
-    "import grpc; context.set_details('our text'); raise ValueError('it broke')": "Unknown: our text",
-    "import grpc; context.abort(grpc.StatusCode.ABORTED, 'no')": "Aborted: no",
-}
-
-
-@pytest.mark.parametrize("code", RAISED)
+@pytest.mark.parametrize(("action", "answer"), RAISED, ids=[action.__name__ for action, _ in RAISED])
 @pytest.mark.windows
-def test_what_a_handler_raises_is_answered_and_logged_once(world: World, code: str) -> None:
+def test_what_a_handler_raises_is_answered_and_logged_once(
+    world: World, action: Callable[[Call], None], answer: str
+) -> None:
     host = probe.start(world)
-    assert RAISED[code] in fails(host, code)
-    assert probe.do(host, "echo", 1) == 1
+    with pytest.raises(CallError) as raised:
+        probe.act(host, action, seconds=10)
+    assert answer in str(raised.value)
+    assert probe.do(host, Probe.echo, 1) == 1
     host.ask("kill")
     logged = errors(host)
-    assert len(logged) == (0 if "abort(" in code else 1)
+    assert len(logged) == (0 if action is handlers.abort else 1)
     for record in logged:
-        assert "/probe.Probe/run: " in record["@message"]
+        assert "/probe.Probe/act: " in record["@message"]
         assert "Traceback" in record["stacktrace"]
 
 
@@ -54,12 +52,9 @@ def test_what_a_handler_raises_is_answered_and_logged_once(world: World, code: s
 def test_threads_of_callers_that_have_left(world: World) -> None:
     """All threads wait in queue.get(): the log says once which handlers do."""
     host = probe.start(world)
-    for pool in ("thread_pool", "migration_thread_pool"):
-        probe.do(host, "run", f"pool = plugin.server_arguments.get('{pool}')\nif pool: pool._max = 6")
+    probe.act(host, handlers.limit_threads, 6)
     for stream in range(1, 5):
-        host.ask("open", stream=stream, method="/probe.Streams/wait_in_get")
-        host.ask("send", stream=stream, message=b"")
-        host.ask("half_close", stream=stream)
+        probe.open_stream(host, stream, "/probe.Streams/wait_in_get")
         assert host.ask("recv", stream=stream)["message"] == b"open"
     for stream in (1, 2, 3):
         host.ask("cancel", stream=stream)

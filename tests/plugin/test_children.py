@@ -1,12 +1,12 @@
 """Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
 
-import contextlib
 import time
 
 import probe
 import psutil
 import pytest
-from harness import PLUGINS, World, eventually
+from actions import children
+from harness import PLUGINS, World, eventually, is_alive
 from kv import get, put
 
 WAYS = ["fork", "spawn", "forkserver"]
@@ -46,28 +46,11 @@ def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
     assert host.ask("kill")["seconds"] < 4
 
 
-def is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_workers_end_though_a_fork_lives(world: World, way: str) -> None:
     """The fork has inherited what the workers know their parent by."""
     host = probe.start(world)
-    code = f"""
-import multiprocessing, os, time
-workers = [multiprocessing.get_context({way!r}).Process(target=time.sleep, args=(3600,)) for _ in range(2)]
-for worker in workers: worker.start()
-pid = os.fork()
-if pid == 0:
-    os.closerange(0, 3)
-    time.sleep(20)
-    os._exit(0)
-result = [pid, *(worker.pid for worker in workers)]
-"""
-    forked, *workers = map(psutil.Process, probe.do(host, "run", code))
+    forked, *workers = map(psutil.Process, probe.act(host, children.start_sleepers, way))
     time.sleep(0.5)  # until the workers have begun
     world.plugin().kill()
     assert eventually(lambda: not any(is_alive(worker) for worker in workers), 5)
@@ -79,9 +62,7 @@ result = [pid, *(worker.pid for worker in workers)]
 def test_a_worker_whose_c_code_holds_the_gil(world: World, way: str) -> None:
     """The system ends it: no Python code has to run for that."""
     host = probe.start(world)
-    match = "re.match, args=('(a+)+$', 'a' * 40 + 'b')"
-    run = f"import multiprocessing, re\nprocess = multiprocessing.get_context({way!r}).Process(target={match})\n"
-    worker = psutil.Process(probe.do(host, "run", run + "process.start()\nresult = process.pid"))
+    worker = psutil.Process(probe.act(host, children.start_one_that_holds_the_gil, way))
     assert eventually(lambda: worker.cpu_times().user > 0.6)
     world.plugin().kill()
     assert world.gone()

@@ -1,23 +1,25 @@
 """The process beside the plugin: what it does for the plugin, and what becomes of it."""
 
 import functools
-import json
 import os
 import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
 import probe
 import psutil
 import pytest
+from actions import Call, children, handlers, own_process
 from authors import RIGHT
 from by_hand import HOSTS_VARIABLES, line
 from certificates import certificate_in, client_context, make_certificate, served
 from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 from goplugin.companion.loop import Loop
 
@@ -25,9 +27,7 @@ from goplugin.companion.loop import Loop
 def test_the_plugin_has_no_child(world: World) -> None:
     """Its own os.wait(), and listings of its children, never meet the companion."""
     host = probe.start(world)
-    code = "import os\ntry: os.waitpid(-1, os.WNOHANG)\nexcept ChildProcessError: result = 'none'"
-    assert probe.do(host, "run", code) == "none"
-    assert probe.do(host, "run", code.replace("os.waitpid(-1, os.WNOHANG)", "os.wait()")) == "none"
+    assert probe.act(host, children.try_to_wait_for_any) == ["none", "none"]
     assert world.plugin().children() == []
     assert world.companion().ppid() != world.plugin().pid
 
@@ -131,8 +131,7 @@ def test_a_parent_that_ends_before_kqueue_watches_it(monkeypatch: pytest.MonkeyP
 def test_c_code_that_holds_the_gil(world: World, where: str) -> None:
     """The plugin cannot leave by itself: the companion ends it."""
     host = probe.start(world)
-    match = "import re; re.match(r'(a+)+$', 'a' * 40 + 'b')"
-    host.begin("call", method="/probe.Probe/run", message=json.dumps(match).encode())
+    probe.begin(host, own_process.hold_the_gil)
     plugin = world.plugin()
     assert eventually(lambda: plugin.cpu_times().user > 0.6)
     host.process.kill()
@@ -146,7 +145,7 @@ def test_signals_to_the_process_group(world: World, name: str) -> None:
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip("these tests run under nohup, and so does the plugin")
     host = probe.start(world)
-    probe.do(host, "run", "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))")
+    probe.act(host, own_process.write_no_core_file)
     group = os.getpgid(world.plugin().pid)
     for process in (*world.plugins(), *world.companions()):
         assert os.getpgid(process.pid) == group
@@ -185,62 +184,32 @@ def has_exited(host: Host) -> bool:
 
 def test_the_last_words_arrive(world: World) -> None:
     """What was written just before the process ends, in whatever way."""
-    for number, end in enumerate(["os._exit(3)", "os.abort()", "os.kill(os.getpid(), 9)", "ctypes.string_at(0)"]):
+    for number, end in enumerate(own_process.ENDS):
         host = probe.start(world)
         words = f"last words {number}"
-        code = (
-            "import ctypes, faulthandler, logging, os, resource, sys\n"
-            "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); faulthandler.enable()\n"
-            f"logging.error('{words}' + 'x' * 50000); os.write(2, b'{words} unfinished'); {end}"
-        )
         with pytest.raises(CallError):
-            probe.do(host, "run", code)
+            probe.act(host, own_process.end_with_last_words, words, end)
         assert eventually(functools.partial(has_exited, host), 5)
         assert host.logged(words, **{"@level": "error"})
         assert host.logged(f"{words} unfinished", **{"@level": "debug"})
         host.close()
 
 
-CHILD_JSON = """import os, sys
-os.write(2, b'{"@message": 1}\\n{"@timestamp": {}}\\n{"@level": 7, "@message": "m"}\\n')
-os.write(2, b'{"@level":"warn","@message":"of a child","@timestamp":"2026-01-02T03:04:05.000006Z"}\\n')
-"""
-
-
 @pytest.mark.windows
 def test_what_children_write_cannot_end_the_host(world: World) -> None:
     host = probe.start(world)
-    probe.do(host, "run", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD_JSON!r}], check=True)")
+    probe.act(host, children.run_one_that_writes_json)
     assert host.logged('> {"@message": 1}')
     assert host.logged('> {"@level": 7, "@message": "m"}')
     assert host.logged("of a child", **{"@level": "warn"})  # as a child that logs by hclog itself
-    assert probe.do(host, "echo", 1) == 1
-
-
-CHILD_NOISE = """import fcntl, os, select, sys
-if sys.argv[1] == "a": fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_NONBLOCK)
-lines = 100
-while lines:
-    try: os.write(2, sys.argv[1].encode() * 4095 + b"\\n"); lines -= 1
-    except BlockingIOError: select.select([], [2], [])
-"""
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_records_arrive_whole_whatever_children_do(world: World) -> None:
     """Three children write lines of 4,096 bytes, and one makes the pipe non-blocking; our records are longer."""
     host = probe.start(world)
-    code = f"""
-import logging, subprocess, sys, threading
-children = [subprocess.Popen([sys.executable, "-c", {CHILD_NOISE!r}, name]) for name in "abc"]
-def log(name):
-    for number in range(100): logging.info("record %s", name * 20000)
-threads = [threading.Thread(target=log, args=(name,)) for name in "de"]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-result = [child.wait() for child in children]
-"""
-    assert probe.do(host, "run", code, seconds=60) == [0, 0, 0]
-    probe.do(host, "log", [20, "the end", {}])
+    assert probe.act(host, children.log_while_three_make_noise, seconds=60) == [0, 0, 0]
+    probe.do(host, Probe.log, [20, "the end", {}])
     assert host.logged("the end")
     messages = [record["@message"] for record in host.log()]
     for name in "de":
@@ -250,38 +219,39 @@ result = [child.wait() for child in children]
 
 
 @pytest.mark.parametrize(
-    "raised", ["sys.exit('no credentials')", "raise KeyboardInterrupt", "raise asyncio.CancelledError('gone')"]
+    ("action", "text"),
+    [
+        (handlers.exit_with_a_text, "SystemExit: no credentials"),
+        (handlers.raise_keyboard_interrupt, "KeyboardInterrupt"),
+        (handlers.raise_cancelled_error, "CancelledError: gone"),
+    ],
 )
-def test_handlers_that_end_by_more_than_an_exception(world: World, raised: str) -> None:
+def test_handlers_that_end_by_more_than_an_exception(world: World, action: Callable[[Call], None], text: str) -> None:
     """The call fails at once, with a status and the text; the traceback is logged; the plugin serves on."""
     host = probe.start(world)
-    code = f"import asyncio, sys; {raised}"
-    text = {"s": "SystemExit: no credentials", "r": "KeyboardInterrupt|CancelledError: gone"}[raised[0]]
-    with pytest.raises(CallError, match=f"Unknown: ({text})"):
-        probe.do(host, "run", code, seconds=20)
-    record = host.logged("/probe.Probe/run: ", **{"@level": "error"})
+    with pytest.raises(CallError, match=f"Unknown: {text}"):
+        probe.act(host, action, seconds=20)
+    record = host.logged("/probe.Probe/act: ", **{"@level": "error"})
     assert record
     assert "Traceback" in record["stacktrace"]
-    host.ask("open", stream=1, method="/probe.Streams/run")
-    host.ask("send", stream=1, message=code.encode())
-    host.ask("half_close", stream=1)
+    probe.open_stream(host, 1, "/probe.Streams/act", probe.action_message(action))
     assert host.ask("recv", stream=1)["message"] == b"begun"
-    with pytest.raises(CallError, match=f"Unknown: ({text})"):
+    with pytest.raises(CallError, match=f"Unknown: {text}"):
         host.ask("recv", stream=1)
-    assert host.logged("/probe.Streams/run: ", **{"@level": "error"})
-    assert probe.do(host, "echo", 1) == 1
+    assert host.logged("/probe.Streams/act: ", **{"@level": "error"})
+    assert probe.do(host, Probe.echo, 1) == 1
     assert host.ask("kill")["seconds"] < 1.9
 
 
 @pytest.mark.parametrize(
-    ("end", "code"), [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("pass", 0), ("raise ValueError", 1), ("os._exit(5)", 5)]
+    ("end", "code"),
+    [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("return", 0), ("raise ValueError", 1), ("os._exit(5)", 5)],
 )
 def test_a_child_that_a_handler_forks_ends(world: World, end: str, code: int) -> None:
     """It is not a thread of the pool, nor does it answer the call."""
     host = probe.start(world)
-    run = f"import os, sys\npid = os.fork()\nif pid == 0: {end}\nelse: result = os.waitpid(pid, 0)[1] >> 8"
-    assert probe.do(host, "run", run, seconds=20) == code
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.act(host, children.fork_one_that_ends, end, seconds=20) == code
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
@@ -301,13 +271,12 @@ def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
 def test_children_do_not_keep_the_host_waiting(world: World) -> None:
     """Neither one that a handler waits for, nor one that it leaves behind."""
     host = probe.start(world)
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 
     def sleeping() -> list[psutil.Process]:
-        return [process for process in world.processes() if process.cmdline()[1:] == sleep[1:]]
+        return [process for process in world.processes() if process.cmdline()[1:] == children.SLEEP[1:]]
 
-    probe.do(host, "run", f"import subprocess; subprocess.Popen({sleep})")
-    host.begin("call", method="/probe.Probe/run", message=probe.message(f"import subprocess; subprocess.run({sleep})"))
+    probe.act(host, children.leave_asleep)
+    probe.begin(host, children.wait_for_asleep)
     assert eventually(lambda: len(sleeping()) == 2)
     assert host.ask("kill")["seconds"] < 4
     assert host.ask("exited")["exited"]
@@ -325,10 +294,10 @@ def test_the_folder_may_be_removed(world: World) -> None:
         path.unlink()
     folder.rmdir()
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
-    probe.do(host, "accept", 2)
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
+    probe.do(host, Probe.accept, 2)
     host.ask("dial", broker=2)
-    assert probe.do(host, "echo", "x", broker=2) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=2) == "x"
 
 
 def test_other_temporary_folders(world: World) -> None:

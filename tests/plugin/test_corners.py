@@ -18,11 +18,13 @@ from typing import Any
 import grpc
 import probe
 import pytest
+from actions import dials, on_asyncio, own_process
 from by_hand import end, line, run
 from certificates import HTTP2, certificate_in, client_context, make_certificate
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import PLUGINS, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 import goplugin
 
@@ -64,27 +66,11 @@ def test_a_host_that_passes_debug(world: World) -> None:
     assert host.ask("kill")["seconds"] < 1.9
 
 
-GARBAGE_PRINTS = """
-import gc
-class Garbage:
-    def __init__(self): self.itself = self
-    def __del__(self): print("collected")
-before = gc.get_threshold()
-try:
-    for number in range(50_000):
-        Garbage()
-        gc.set_threshold(1 + number % 50, 1000, 1000)
-        print(f"kept {number:0200}\\n", end="")
-finally:
-    gc.set_threshold(*before)
-"""
-
-
 def test_garbage_that_prints_when_it_is_collected(world: World) -> None:
     """Collection may begin in the middle of a print."""
     host = probe.start(world)
     try:
-        probe.do(host, "run", GARBAGE_PRINTS, seconds=15)
+        probe.act(host, own_process.print_while_garbage_prints, 50_000, seconds=15)
     except CallError:
         world.plugin().kill()  # else the host would wait for it
         raise
@@ -194,21 +180,6 @@ def test_workers_outlive_what_a_callback_raises(fails: bool) -> None:
         pool.shutdown(wait=False)
 
 
-DIALS_WITHOUT = """
-import inspect, os, pathlib, re, time
-body = inspect.getdoc(plugin.broker.dial)
-os.kill(PID, 9)
-try:
-    plugin.broker.dial(ID)
-    text = "it worked"
-except BaseException as error:
-    named = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in body]
-    text = f"{type(error).__name__} is {'named' if named else 'not named'}"
-pathlib.Path("half").write_text(text)
-os.rename("half", "dialled")
-"""
-
-
 @pytest.mark.threads_only("a handler for threads")
 @pytest.mark.grpcio_only("pygrpc-native's folder stays behind")
 def test_dial_raises_what_its_docstring_names(world: World) -> None:
@@ -216,9 +187,8 @@ def test_dial_raises_what_its_docstring_names(world: World) -> None:
     host = probe.start(world, auto_mtls=True)
     host.ask("accept", broker=1)
     time.sleep(0.2)  # its address arrives
-    code = DIALS_WITHOUT.replace("PID", str(world.companion().pid)).replace("ID", "1")
     with pytest.raises(CallError):
-        probe.do(host, "run", code, seconds=10)
+        probe.act(host, dials.dial_without_the_companion, 1, world.companion().pid, seconds=10)
     dialled = world.folder / "dialled"
     assert eventually(dialled.exists, 5)
     assert dialled.read_text().endswith(" is named")
@@ -237,27 +207,7 @@ def test_the_memory_of_many_large_messages_is_given_back(world: World) -> None:
     assert eventually(lambda: plugin.memory_info().rss < 400 * MIB, 15), plugin.memory_info().rss // MIB
 
 
-STOPS_THE_COMPANION = """
-import os, signal, threading, time
-longest = 0.0
-async def tick():
-    global longest
-    last = time.monotonic()
-    while True:
-        await asyncio.sleep(0.01)
-        longest, last = max(longest, time.monotonic() - last), time.monotonic()
-ticking = asyncio.create_task(tick())
-await asyncio.sleep(0.1)
-os.kill(PID, signal.SIGSTOP)
-threading.Timer(1.5, os.kill, (PID, signal.SIGCONT)).start()
-DOES
-await asyncio.sleep(0.1)
-ticking.cancel()
-return longest
-"""
-
-
-@pytest.mark.parametrize("does", ["accept", "dial"])
+@pytest.mark.parametrize("does", on_asyncio.CONNECTS)
 def test_the_event_loop_never_waits_for_the_companion(world: World, does: str) -> None:
     """Other handlers go on while the companion, which has to help with a connection, is slow."""
     if not world.on_asyncio:
@@ -267,12 +217,9 @@ def test_the_event_loop_never_waits_for_the_companion(world: World, does: str) -
     if does == "dial":
         host.ask("accept", broker=1)
         time.sleep(0.2)  # its address arrives
-        await_it = "await (await plugin.broker.dial(1)).close()"
-    else:
-        await_it = "await (await plugin.broker.accept(7, lambda server: None)).close()"
-    code = STOPS_THE_COMPANION.replace("PID", str(world.companion().pid)).replace("DOES", await_it)
-    code = code.replace("global longest", "nonlocal longest")
-    assert probe.do(host, "run_async", code, seconds=20) < 1
+    companion = world.companion().pid
+    action = on_asyncio.connect_while_the_companion_is_stopped
+    assert probe.act(host, action, does, companion, seconds=20) < 1
 
 
 def varint(number: int) -> bytes:
@@ -322,7 +269,7 @@ def test_dial_where_the_host_names_a_host_name(world: World) -> None:
     assert eventually(sockets)
     with forwarder(sockets()[0]) as port:
         name_address(host, 9, f"localhost:{port}")
-        assert probe.do(host, "dial", [9, "x", 1000]) == "the same"
+        assert probe.do(host, Probe.dial, [9, "x", 1000]) == "the same"
         host.ask("kill")
 
 
@@ -355,7 +302,7 @@ def test_a_name_that_is_not_resolved_delays_nobody(world: World) -> None:
         time.sleep(0.3)  # by now it looks for the name
         begin = time.monotonic()
         for number in range(5):
-            assert probe.do(host, "echo", number, seconds=10) == number
+            assert probe.do(host, Probe.echo, number, seconds=10) == number
         assert time.monotonic() - begin < 2
         with pytest.raises(CallError, match="cannot dial id 9: .*name resolution"):
             call()

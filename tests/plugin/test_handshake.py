@@ -15,6 +15,7 @@ import pytest
 from by_hand import HOSTS_VARIABLES, end, line, run
 from harness import PATIENCE, PLUGINS, CallError, World
 from kv import put
+from probe_plugin import Probe
 
 from goplugin import HandshakeConfig, environment
 from goplugin.handshake import handshake_line
@@ -160,8 +161,8 @@ def test_stray_output_never_breaks_the_handshake(world: World) -> None:
     host = probe.start(world)
     for text in ("stray print", "stray write", "stray line of a C", "stray line of a child", "stray line of a shell"):
         assert host.logged(text), text
-    probe.do(host, "write_fd", [1, "x" * 70_000 + "\n", 15])
-    assert probe.do(host, "echo", "still here") == "still here"
+    probe.do(host, Probe.write_fd, [1, "x" * 70_000 + "\n", 15])
+    assert probe.do(host, Probe.echo, "still here") == "still here"
 
 
 def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> None:
@@ -193,8 +194,8 @@ def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
     world.env["PROBE_NOISY"] = "1"
     command = f"{shlex.join([sys.executable, str(PLUGINS / 'probe_plugin.py')])} {closed}"
     host = world.started(cmd=["sh", "-c", command], cookie=("PROBE_COOKIE", "probe"))
-    probe.do(host, "write_fd", [1, "stray\n", 1])
-    assert probe.do(host, "echo", 1) == 1
+    probe.do(host, Probe.write_fd, [1, "stray\n", 1])
+    assert probe.do(host, Probe.echo, 1) == 1
 
 
 @pytest.mark.windows
@@ -206,7 +207,7 @@ def test_a_line_that_would_end_the_host(world: World) -> None:
     assert host.logged('> {"@timestamp": 2}')
     for number in (3, 4, 5):
         assert host.logged(f'{{"@message": {number}}}')
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     host.ask("kill")
     assert host.logged('> {"@message": 6}')
 

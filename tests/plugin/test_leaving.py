@@ -6,14 +6,17 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import probe
 import psutil
 import pytest
+from actions import Call, own_process
 from by_hand import line, run
 from certificates import certificate_in, make_certificate
 from harness import ROOT, CallError, Host, World, eventually
+from probe_plugin import Probe
 
 BEFORE_PLUGIN = """
 import goplugin
@@ -65,26 +68,16 @@ def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> 
 
 
 CLOSES = {
-    "an old habit": "import os; os.closerange(3, 6)",
-    "all pipes": """
-import os, socket
-for name in os.listdir("/proc/self/fd"):
-    try:
-        is_pipe = os.readlink(f"/proc/self/fd/{name}").startswith("pipe:")
-        if not is_pipe:  # a pair of sockets has no names
-            with socket.socket(fileno=os.dup(int(name))) as pair:
-                is_pipe = pair.getsockname() == pair.getpeername() == ""
-        if is_pipe and int(name) > 2: os.close(int(name))
-    except OSError: pass
-""",
-    "all": "import os; os.closerange(3, 256)",
+    "an old habit": own_process.close_3_to_5,
+    "all pipes": own_process.close_pipes,
+    "all": own_process.close_all,
 }
 
 
-def close_descriptors(host: Host, code: str) -> None:
+def close_descriptors(host: Host, action: Callable[[Call], None]) -> None:
     """The answer does not come back if the connection is among them."""
     with contextlib.suppress(CallError):
-        probe.do(host, "run", code, seconds=3)
+        probe.act(host, action, seconds=3)
 
 
 @pytest.mark.grpcio_only("pygrpc-native has other descriptors")
@@ -153,36 +146,20 @@ def test_a_socket_that_cannot_be_removed_does_not_keep_the_plugin(world: World, 
     remove_sockets(world)
 
 
-CAPTURES = """
-import logging, os
-before = os.dup(2)
-read, write = os.pipe()
-os.dup2(write, 2)
-os.close(read), os.close(write)
-logging.error("into a pipe that nobody reads")
-os.dup2(before, 2)
-os.close(before)
-result = "it went on"
-"""
-
-
 def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
     """Nobody reads it. But the companion is there: the plugin stays."""
     host = probe.start(world)
-    assert probe.do(host, "run", CAPTURES, seconds=5) == "it went on"
-    probe.do(host, "log", [40, "and still logs", {}])
+    assert probe.act(host, own_process.log_into_a_pipe_that_nobody_reads, seconds=5) == "it went on"
+    probe.do(host, Probe.log, [40, "and still logs", {}])
     assert host.logged("and still logs", **{"@level": "error"})
     assert not host.logged_now("the companion process died")
     assert host.ask("kill")["seconds"] < 1.9
-
-
-OTHER_FILES = CLOSES["all pipes"] + "import builtins; builtins.kept = [open('/etc/hosts') for _ in range(20)]"
 
 
 @pytest.mark.grpcio_only("pygrpc-native has other descriptors")
 def test_other_files_in_the_place_of_its_pipes(world: World) -> None:
     """They are always ready to be read. The plugin leaves, instead of looking at them for ever."""
     host = probe.start(world)
-    close_descriptors(host, OTHER_FILES)
+    close_descriptors(host, own_process.open_files_in_place_of_pipes)
     assert world.gone()
     remove_sockets(world)

@@ -9,8 +9,10 @@ from pathlib import Path
 import probe
 import psutil
 import pytest
+from actions import children
 from harness import PLUGINS, CallError, World, eventually
 from kv import get, put
+from probe_plugin import Probe
 
 import kv_pb2
 
@@ -83,7 +85,7 @@ def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> Non
 
 
 def test_children_of_the_plugin_hear_sigint(world: World) -> None:
-    assert probe.do(probe.start(world), "signal_of_child") == -signal.SIGINT
+    assert probe.do(probe.start(world), Probe.signal_of_child) == -signal.SIGINT
 
 
 @pytest.mark.windows
@@ -123,7 +125,7 @@ def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
     call = host.begin("call", method=f"/probe.Probe/{stuck}", message=b"3600" if stuck == "sleep" else b"null")
     time.sleep(0.3)
     assert host.ask("kill")["seconds"] < 4
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
     if stuck == "sleep":
         with pytest.raises(CallError):
             call()
@@ -173,9 +175,9 @@ def test_stays_when_told_to(world: World) -> None:
     }
     second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=reattach)
     second.ask("start")
-    assert probe.do(second, "echo", "found again") == "found again"
-    probe.do(second, "write_fd", [1, "nobody reads this\n", 1])  # nor does it fail
-    probe.do(second, "log", [20, "nor this", {}])
+    assert probe.do(second, Probe.echo, "found again") == "found again"
+    probe.do(second, Probe.write_fd, [1, "nobody reads this\n", 1])  # nor does it fail
+    probe.do(second, Probe.log, [20, "nor this", {}])
     second.ask("kill")
     assert world.gone()
 
@@ -183,26 +185,25 @@ def test_stays_when_told_to(world: World) -> None:
 def test_children_by_fork_are_not_the_plugin(world: World) -> None:
     """multiprocessing ends them by SIGTERM, and what they print reaches the log."""
     host = probe.start(world)
-    assert probe.do(host, "pool") == [1, 2, 3]
-    assert probe.do(host, "fork_and_print", "printed by a child") == 0
+    assert probe.do(host, Probe.pool) == [1, 2, 3]
+    assert probe.do(host, Probe.fork_and_print, "printed by a child") == 0
     assert host.logged("printed by a child")
-    assert probe.do(host, "echo", "still here") == "still here"
+    assert probe.do(host, Probe.echo, "still here") == "still here"
     assert host.ask("kill")["seconds"] < 1.9
 
 
 def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> None:
     """As when a pool ends at once: its newest worker gets SIGTERM before Python is through with the fork."""
     (world.folder / "early.py").write_text(
-        "import builtins, os, runpy, signal\n"
-        "builtins.early = False\n"
-        "os.register_at_fork(after_in_child=lambda: builtins.early and os.kill(os.getpid(), signal.SIGTERM))\n"
+        "import os, runpy, signal\n"
+        "os.register_at_fork(after_in_child=lambda: 'EARLY' in os.environ and os.kill(os.getpid(), signal.SIGTERM))\n"
         f"runpy.run_path({str(PLUGINS / 'probe_plugin.py')!r}, run_name='__main__')\n"
     )
+    world.env["PYTHONPATH"] += f":{PLUGINS}"
     host = world.started(world.folder / "early.py", cookie=("PROBE_COOKIE", "probe"))
-    fork = "import builtins, os; builtins.early = True; pid = os.fork() or os._exit(0); result = os.waitpid(pid, 0)[1]"
-    assert probe.do(host, "run", fork) == signal.SIGTERM
+    assert probe.act(host, children.fork_after_early) == signal.SIGTERM
     time.sleep(0.3)
-    assert probe.do(host, "echo", "still here") == "still here"
+    assert probe.do(host, Probe.echo, "still here") == "still here"
 
 
 @pytest.mark.windows
@@ -210,13 +211,11 @@ def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
     """More than there are threads: the host waits for its answer without a deadline."""
     host = probe.start(world)
     for stream in range(520):
-        host.ask("open", stream=stream, method="/probe.Streams/hold")
-        host.ask("send", stream=stream, message=b"")
-        host.ask("half_close", stream=stream)
+        probe.open_stream(host, stream, "/probe.Streams/hold")
     for stream in range(500):
         host.ask("recv", stream=stream)
     assert host.ask("kill")["seconds"] < 4
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
 
 
 @pytest.mark.windows
@@ -238,8 +237,8 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
 def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
     """A child that lives on has none of our descriptors; nor has one by fork without exec our end of stdout."""
     host = probe.start(world)
-    assert set(probe.do(host, "child", [])) <= {0, 1, 2, 3}
-    forked = psutil.Process(probe.do(host, "fork"))
+    assert set(probe.do(host, Probe.child, [])) <= {0, 1, 2, 3}
+    forked = psutil.Process(probe.do(host, Probe.fork))
     assert forked.is_running()
     assert host.ask("kill")["seconds"] < 1.9
     for process in world.processes():
@@ -270,13 +269,13 @@ def test_an_exception_in_a_handler(world: World) -> None:
     """The caller gets a status with the message, the host's log the traceback, and the next call works."""
     host = probe.start(world)
     with pytest.raises(CallError, match="Unknown.*it broke"):
-        probe.do(host, "fail", "it broke")
+        probe.do(host, Probe.fail, "it broke")
     record = host.logged("it broke", **{"@level": "error"})
     assert record
     assert "Traceback" in record["stacktrace"]
     assert "ValueError: it broke" in record["stacktrace"]
-    probe.do(host, "fail_in_thread", "it broke in a thread")
+    probe.do(host, Probe.fail_in_thread, "it broke in a thread")
     record = host.logged("uncaught exception in thread of-the-plugin", **{"@level": "error"})
     assert record
     assert "it broke in a thread" in record["stacktrace"]
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1

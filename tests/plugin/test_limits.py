@@ -1,12 +1,13 @@
 """Limits that people run into: threads, metadata, handlers that never return."""
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import probe
 import pytest
+from actions import handlers, own_process
 from harness import PLUGINS, CallError, World
+from probe_plugin import Probe
 
 KiB = 1024
 
@@ -14,18 +15,11 @@ KiB = 1024
 def test_no_threads_left(world: World) -> None:
     """As with `prlimit --nproc`: what is needed for leaving is there already."""
     host = probe.start(world)
-    code = """
-import os, resource, threading
-os.setuid(65534)  # root has no such limit
-resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-try: threading.Thread(target=print).start()
-except RuntimeError as error: result = str(error)
-"""
-    assert probe.do(host, "run", code) == "can't start new thread"
+    assert probe.act(host, own_process.use_up_the_threads) == "can't start new thread"
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     assert host.ask("kill")["seconds"] < 4
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
 
 
 @pytest.mark.parametrize("size", [7 * KiB, 9 * KiB, 17 * KiB, 1024 * KiB])
@@ -34,9 +28,8 @@ def test_metadata(world: World, size: int) -> None:
     host = probe.start(world)
     for _ in range(5):
         assert host.ask("call", method="/probe.Probe/echo", message=b"1", size=size)["message"] == b"1"
-    code = f"context.set_trailing_metadata([('x-size', 'm' * {size})])"
     for _ in range(5):
-        assert host.ask("call", method="/probe.Probe/run", message=json.dumps(code).encode())["trailer"] == size
+        assert probe.begin(host, handlers.send_trailing_metadata, size)()["trailer"] == size
 
 
 @pytest.mark.parametrize("size", [7 * KiB, 20 * KiB, 1024 * KiB])
@@ -44,22 +37,18 @@ def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
     host = probe.start(world)
     host.ask("accept", broker=1, size=size)
     with pytest.raises(CallError, match=f"e{{{min(size, 60000)}}}"):
-        probe.do(host, "dial", [1, "x", 1])
+        probe.do(host, Probe.dial, [1, "x", 1])
 
 
 @pytest.mark.grpcio_only("health checks share the handlers' pool there")
 def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> None:
     host = probe.start(world)
-    probe.do(
-        host,
-        "run",
-        "for name in plugin.server_arguments:\n  if 'pool' in name: plugin.server_arguments[name]._max = 40",
-    )
+    probe.act(host, handlers.limit_threads, 40)
     with ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=60))
         time.sleep(1)  # by now all threads are taken
         with pytest.raises(CallError, match="DeadlineExceeded"):
-            probe.do(host, "block", 0, seconds=0.5)
+            probe.do(host, Probe.block, 0, seconds=0.5)
         for _ in range(3):
             assert host.call("/grpc.health.v1.Health/Check", b"\x0a\x06plugin", seconds=10) == b"\x08\x01"
         host.ask("open", stream=1, method="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", seconds=10)
@@ -101,9 +90,9 @@ def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> No
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=12)
     time.sleep(0.5)
     with pytest.raises(CallError, match="DeadlineExceeded"):
-        probe.do(host, "echo", 1, seconds=0.5)
+        probe.do(host, Probe.echo, 1, seconds=0.5)
     assert host.ask("kill")["seconds"] < 4
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
 
 
 @pytest.mark.threads_only("a script for threads")

@@ -11,6 +11,7 @@ import probe
 import pytest
 from authors import RIGHT
 from harness import PLUGINS, CallError, Host, World, eventually
+from probe_plugin import Probe
 
 from goplugin.log import hclog_line
 
@@ -18,8 +19,8 @@ from goplugin.log import hclog_line
 def odd(world: World, case: str) -> dict[str, Any]:
     """The one record that the host logged of the probe's odd case, with the plugin's @module."""
     host = probe.start(world)
-    probe.do(host, "log_odd", case)
-    probe.do(host, "log", [logging.INFO, "after it", {}])
+    probe.do(host, Probe.log_odd, case)
+    probe.do(host, Probe.log, [logging.INFO, "after it", {}])
     assert host.logged("after it", **{"@module": "probe.module"})
     (record,) = (record for record in host.log() if record["@module"] in ("probe.odd", "py.warnings"))
     return record
@@ -33,7 +34,7 @@ def odd(world: World, case: str) -> dict[str, Any]:
 def test_level_module_message_and_pairs(world: World, level: int, name: str) -> None:
     world.env["PLUGIN_LOG_LEVEL"] = "trace"
     host = probe.start(world)
-    probe.do(host, "log", [level, "hello wörld", {"count": 3, "who": "me", "list": [1, "two"], "nothing": None}])
+    probe.do(host, Probe.log, [level, "hello wörld", {"count": 3, "who": "me", "list": [1, "two"], "nothing": None}])
     record = host.logged("hello wörld", **{"@module": "probe.module"})
     assert record
     assert record["@level"] == name
@@ -98,13 +99,13 @@ def test_warnings(world: World) -> None:
 def test_uncaught_exceptions_everywhere(world: World) -> None:
     """Of threads, of destructors, and of main; also once the plugin has configured its logging."""
     host = probe.start(world)
-    probe.do(host, "dict_config")
+    probe.do(host, Probe.dict_config)
     with pytest.raises(CallError, match="in a handler"):
-        probe.do(host, "fail", "in a handler")
+        probe.do(host, Probe.fail, "in a handler")
     assert eventually(lambda: any("in a handler" in record.get("stacktrace", "") for record in host.log()))
-    for method in ("fail_in_thread", "unraisable"):
-        probe.do(host, method, f"{method} broke")
-        text = f"{method} broke"
+    for method in (Probe.fail_in_thread, Probe.unraisable):
+        text = f"{method.__name__} broke"
+        probe.do(host, method, text)
         assert eventually(lambda: any(text in str(record.get("stacktrace")) for record in host.log()))  # noqa: B023
     world.env["PROBE_FAILS"] = "1"
     failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
@@ -128,7 +129,7 @@ def test_level_follows_the_environment(world: World, setting: str, seen: list[in
     world.env["PLUGIN_LOG_LEVEL"] = setting
     host = probe.start(world)
     for level in (5, 10, 20, 30, 40):
-        probe.do(host, "log", [level, f"record of level {level}", {}])
+        probe.do(host, Probe.log, [level, f"record of level {level}", {}])
     host.ask("kill")
     text = "".join(record["@message"] for record in host.log())
     for level in (5, 10, 20, 30, 40):
@@ -210,7 +211,7 @@ def test_a_handler_of_the_plugins_own_stays(world: World) -> None:
 def test_libraries_do_not_flood_the_host(world: World) -> None:
     """What one start and one call log, besides the host itself: goplugin's debug lines, and nothing of grpc's."""
     host = probe.start(world)
-    probe.do(host, "echo", 1)
+    probe.do(host, Probe.echo, 1)
     host.ask("kill")
     lines = [record for record in host.log() if not record["@module"].startswith("host")]
     serves = world.serves  # tells a copy from a newer one

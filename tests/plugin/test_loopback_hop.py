@@ -10,9 +10,11 @@ from pathlib import Path
 import probe
 import psutil
 import pytest
+from actions import dials
 from certificates import HTTP2, client_context, make_certificate, served
 from cryptography.hazmat.primitives.asymmetric import ec
 from harness import PLUGINS, CallError, Host, World, eventually
+from probe_plugin import Probe
 
 from goplugin.companion import hop
 from goplugin.companion.tls import TLS, TLSError, contexts_for
@@ -38,7 +40,7 @@ def ports(process: psutil.Process) -> set[int]:
 
 def test_calls_pass(world: World) -> None:
     host = start(world)
-    assert probe.do(host, "echo", "x" * 5_000_000) == "x" * 5_000_000
+    assert probe.do(host, Probe.echo, "x" * 5_000_000) == "x" * 5_000_000
     assert not list(world.temporary.iterdir())  # no folder of sockets, and no key
     assert host.ask("kill")["seconds"] < 4
     assert world.gone()
@@ -49,12 +51,12 @@ def test_the_broker_both_ways(world: World) -> None:
     for service_id in (5, 6):
         if world.multiplexed:  # otherwise the host serves on a Unix socket, as on Windows it does not
             host.ask("accept", broker=service_id)
-            assert probe.do(host, "dial", [service_id, "x", 100_000]) == "the same"
-        ours = probe.do(host, "next_id")
-        probe.do(host, "accept", ours)
+            assert probe.do(host, Probe.dial, [service_id, "x", 100_000]) == "the same"
+        ours = probe.do(host, Probe.next_id)
+        probe.do(host, Probe.accept, ours)
         host.ask("dial", broker=ours)
-        assert probe.do(host, "echo", "x", broker=ours) == "x"
-        probe.do(host, "close", ours)
+        assert probe.do(host, Probe.echo, "x", broker=ours) == "x"
+        probe.do(host, Probe.close, ours)
 
 
 def is_let_in(port: int, world: World, who: str) -> bool:
@@ -79,17 +81,7 @@ def test_strangers_are_refused_by_grpc(world: World) -> None:
     (port,) = ports(world.plugin())
     for who in STRANGERS:
         assert not is_let_in(port, world, who)
-    assert probe.do(host, "echo", "the host is served") == "the host is served"
-
-
-DIAL = """
-import builtins
-builtins.channel = plugin.broker.dial(5)
-"""
-CALL = """
-import builtins
-builtins.channel.unary_unary("/any.Service/Method")(b"", timeout=2)
-"""
+    assert probe.do(host, Probe.echo, "the host is served") == "the host is served"
 
 
 def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
@@ -103,7 +95,7 @@ def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
         address = f"127.0.0.1:{served_by_host.getsockname()[1]}"
         info = host_pb2.ConnInfo(service_id=5, network="tcp", address=address)
         host.ask("send", stream=1, message=info.SerializeToString())
-        probe.do(host, "run", DIAL)
+        probe.act(host, dials.dial_and_keep, 5)
         (port,) = ports(world.companion()) - before
         for who in STRANGERS:
             assert not is_let_in(port, world, who)
@@ -114,7 +106,7 @@ def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
             served_by_host.accept()
         served_by_host.settimeout(10)
         with pytest.raises(CallError):
-            probe.do(host, "run", CALL)
+            probe.act(host, dials.call_what_was_dialled)
         served_by_host.accept()[0].close()
 
 

@@ -6,9 +6,11 @@ import time
 
 import probe
 import pytest
+from authors import WITHOUT_FOLDERS
 from by_hand import HOSTS_VARIABLES, line
 from harness import PLUGINS, ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 PLUGIN = str(ROOT / "plugin.py")
 
@@ -68,10 +70,7 @@ def test_grpc_cannot_listen(world: World) -> None:
 def test_no_temporary_folder(world: World) -> None:
     """A plain plugin needs none; with AutoMTLS or a host that multiplexes it says what to set."""
     script = world.folder / "without.py"
-    script.write_text(
-        "import os\ndef no(*arguments, **options): raise PermissionError(13, 'Permission denied')\n"
-        "os.mkdir = no\nimport plugin\nplugin.main()\n"
-    )
+    script.write_text(WITHOUT_FOLDERS)
     host = world.host(script)
     if world.auto_mtls or world.multiplexed:
         with pytest.raises(CallError, match="goplugin: This plugin cannot listen: no temporary folder for sockets"):
@@ -94,11 +93,11 @@ def test_loopback_is_down(world: World) -> None:
 
 def test_the_broker_where_loopback_is_down(world: World) -> None:
     host = probe.start(world, cmd=["unshare", "--net", sys.executable, str(PLUGINS / "probe_plugin.py")])
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
     host.ask("accept", broker=2)
-    assert probe.do(host, "dial", [2, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [2, "x", 1]) == "the same"
 
 
 @pytest.mark.windows

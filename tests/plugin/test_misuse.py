@@ -12,12 +12,17 @@ from harness import ROOT, CallError, Host, World
 from kv import get, put
 
 # The line that is wrong, what stands there instead, and what the log says. After each of them the plugin has ended.
+# AWAIT is `await` on asyncio, and nothing on threads.
 ENDS = {
     "the handshake line is not printed": (
-        "print(plugin.listen(server), flush=True)",
-        "plugin.listen(server)",
-        "the handshake line was not printed: write print(plugin.listen(server), flush=True)",
+        "print(AWAIT plugin.listen(server), flush=True)",
+        "AWAIT plugin.listen(server)",
+        "the handshake line was not printed: write print(AWAIT plugin.listen(server), flush=True)",
     ),
+    "listen twice": ("AWAIT plugin.wait()", "AWAIT plugin.listen(server)", "plugin.listen() was called twice"),
+    "an exception in main": ("AWAIT plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
+}
+ENDS_ON_THREADS = {
     "the handshake line goes to a descriptor": (
         "print(plugin.listen(server), flush=True)",
         "import os; os.write(1, plugin.listen(server).encode() + b'\\n')",
@@ -39,11 +44,6 @@ ENDS = {
         "main() ended without plugin.listen",
     ),
     "wait before listen": ("print(plugin.listen(server), flush=True)\n", "", "plugin.wait() was called before"),
-    "listen twice": (
-        "plugin.wait()",
-        "print(plugin.listen(server), flush=True)",
-        "plugin.listen() was called twice",
-    ),
     "grpc.aio": (
         "server = grpc.server(**plugin.server_arguments)",
         "import asyncio; asyncio.set_event_loop(asyncio.new_event_loop()); server = grpc.aio.server()",
@@ -83,7 +83,6 @@ ENDS = {
     "a missing package": ("import kv_pb2_grpc", "import requestz", "ModuleNotFoundError: No module named 'requestz'"),
     "an exception at import": ("import kv_pb2_grpc", "1 / 0", "ZeroDivisionError: division by zero"),
     "sys.exit with a text": ("import kv_pb2_grpc", "sys.exit('no config file')", "the plugin ends: no config file"),
-    "an exception in main": ("plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
     "sys.exit with a text in main": ("plugin.wait()", "raise SystemExit('no more')", "the plugin ends: no more"),
     "no wait": ("plugin.wait()\n", "", "main() ended without plugin.wait(), so the plugin ends at once"),
     "no plugin": (
@@ -104,12 +103,6 @@ ENDS_ON_ASYNCIO = {
         "main() ended without await plugin.wait(), so the plugin ends at once",
     ),
     "no listen": ("print(await plugin.listen(server), flush=True)", "return", "main() ended without await plugin.li"),
-    "the handshake line is not printed": (
-        "print(await plugin.listen(server), flush=True)",
-        "await plugin.listen(server)",
-        "the handshake line was not printed: write print(await plugin.listen(server), flush=True)",
-    ),
-    "listen twice": ("await plugin.wait()", "await plugin.listen(server)", "plugin.listen() was called twice"),
     "grpc.server": (
         "server = grpc.aio.server(**plugin.server_arguments)",
         "from concurrent import futures; server = grpc.server(futures.ThreadPoolExecutor())",
@@ -120,7 +113,6 @@ ENDS_ON_ASYNCIO = {
         "await server.start(); print(await plugin.listen(server), flush=True)",
         "call `await plugin.listen(server)` instead of server.start(), which it does itself",
     ),
-    "an exception in main": ("await plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
     "asyncio.run is missing": (
         "asyncio.run(main())",
         "main()",
@@ -156,14 +148,18 @@ def errors(host: Host) -> list[dict[str, Any]]:
     return [record for record in found if "Server.__del__" not in record["@message"]]
 
 
-MISTAKES = [("threads", mistake) for mistake in ENDS] + [("asyncio", mistake) for mistake in ENDS_ON_ASYNCIO]
+ON_BOTH = pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+MISTAKES = [("threads", mistake) for mistake in ENDS | ENDS_ON_THREADS]
+MISTAKES += [("asyncio", mistake) for mistake in ENDS | ENDS_ON_ASYNCIO]
 
 
 @pytest.mark.parametrize(("kind", "mistake"), MISTAKES)
 @pytest.mark.windows
 def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> None:
-    right, mistakes = (ON_ASYNCIO, ENDS_ON_ASYNCIO) if kind == "asyncio" else (RIGHT, ENDS)
-    wrong, instead, message = mistakes[mistake]
+    right, await_, mistakes = (
+        (ON_ASYNCIO, "await ", ENDS | ENDS_ON_ASYNCIO) if kind == "asyncio" else (RIGHT, "", ENDS | ENDS_ON_THREADS)
+    )
+    wrong, instead, message = (text.replace("AWAIT ", await_) for text in mistakes[mistake])
     host = start(world, wrong, instead, right)
     told = ""
     try:
@@ -192,7 +188,7 @@ def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> 
 
 
 @pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
-@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@ON_BOTH
 def test_the_right_plugin_says_nothing(world: World, right: str, auto_mtls: bool) -> None:
     host = start(world, "", "", right, auto_mtls=auto_mtls)
     host.ask("start")
@@ -210,7 +206,7 @@ def test_grpc_imported_first_is_told_and_works(world: World) -> None:
     assert len(errors(host)) == 1
 
 
-@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@ON_BOTH
 @pytest.mark.windows
 def test_a_server_without_goplugins_arguments_is_told_and_works(world: World, right: str) -> None:
     instead = "" if "asyncio" in right else "__import__('concurrent.futures').futures.ThreadPoolExecutor(10)"
@@ -255,7 +251,7 @@ def test_other_ways_to_wait_leave_on_shutdown_too(world: World, way: str) -> Non
     host.ask("start")
     get_nothing(host)
     assert host.ask("kill")["seconds"] < 1.9  # the host would kill it after 2 s
-    assert not [record for record in host.log() if "failed to exit gracefully" in record["@message"]]
+    assert not host.logged_now("failed to exit gracefully")
     assert world.gone()
 
 
@@ -329,7 +325,7 @@ def test_a_plugin_without_the_health_service(world: World) -> None:
     assert host.logged("the host calls the health service, and there is none", **{"@level": "error"})
 
 
-@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@ON_BOTH
 @pytest.mark.windows
 def test_a_health_service_under_another_name(world: World, right: str) -> None:
     host = start(world, '.set("plugin"', '.set("plugins"', right)
@@ -340,7 +336,7 @@ def test_a_health_service_under_another_name(world: World, right: str) -> None:
     assert len(errors(host)) == 1
 
 
-@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@ON_BOTH
 @pytest.mark.windows
 def test_a_method_that_nobody_wrote(world: World, right: str) -> None:
     """A debug line with what is there: hosts try optional methods all the time. An unknown service is a warning."""
@@ -362,30 +358,25 @@ def test_a_method_that_nobody_wrote(world: World, right: str) -> None:
     assert errors(host) == []
 
 
-RESPONSES = {
-    "nothing": ("def", "pass", "must return a proto.GetResponse, and returned a NoneType"),
-    "another message": (
-        "def",
-        "import kv_pb2; return kv_pb2.PutRequest(key='k')",
-        "must return a proto.GetResponse, and returned a proto.PutRequest",
-    ),
-    "async def": ("async def", "pass", "returned a coroutine: `async def` is for goplugin.aio"),
-}
-RESPONSES_ON_ASYNCIO = {
-    "nothing": ("async def", *RESPONSES["nothing"][1:]),
-    "another message": ("async def", *RESPONSES["another message"][1:]),
-    "nothing, def": RESPONSES["nothing"],
-}
-WRONG = [(RIGHT, case) for case in RESPONSES.values()] + [(ON_ASYNCIO, case) for case in RESPONSES_ON_ASYNCIO.values()]
-
-
-@pytest.mark.parametrize(
-    ("right", "case"), WRONG, ids=[*RESPONSES, *(f"asyncio, {name}" for name in RESPONSES_ON_ASYNCIO)]
+NOTHING = ("pass", "must return a proto.GetResponse, and returned a NoneType")
+ANOTHER = (
+    "import kv_pb2; return kv_pb2.PutRequest(key='k')",
+    "must return a proto.GetResponse, and returned a proto.PutRequest",
 )
+RESPONSES = {
+    "nothing": (RIGHT, "def", *NOTHING),
+    "another message": (RIGHT, "def", *ANOTHER),
+    "async def": (RIGHT, "async def", "pass", "returned a coroutine: `async def` is for goplugin.aio"),
+    "asyncio, nothing": (ON_ASYNCIO, "async def", *NOTHING),
+    "asyncio, another message": (ON_ASYNCIO, "async def", *ANOTHER),
+    "asyncio, nothing, def": (ON_ASYNCIO, "def", *NOTHING),
+}
+
+
+@pytest.mark.parametrize(("right", "define", "body", "text"), RESPONSES.values(), ids=RESPONSES)
 @pytest.mark.windows
-def test_a_response_of_another_type(world: World, right: str, case: tuple[str, str, str]) -> None:
+def test_a_response_of_another_type(world: World, right: str, define: str, body: str, text: str) -> None:
     """protobuf would serialize it, and the host misread it. The host hears what the log says."""
-    define, body, text = case
     servicer = f"class Wrong(KVServicer):\n    {define} Get(self, request, context): {body}\n"
     first = "plugin = " if right is RIGHT else "async def main"
     text_of_script = right.replace("KVServicer()", "Wrong()").replace(first, servicer + first, 1)
@@ -400,7 +391,7 @@ def test_a_response_of_another_type(world: World, right: str, case: tuple[str, s
     assert "RuntimeWarning" not in str(host.log())  # of coroutines that nobody awaits
 
 
-@pytest.mark.parametrize("right", [RIGHT, ON_ASYNCIO], ids=["threads", "asyncio"])
+@ON_BOTH
 @pytest.mark.windows
 def test_a_request_that_is_none(world: World, right: str) -> None:
     host = start(world, "", "", right)

@@ -13,10 +13,12 @@ import by_hand
 import probe
 import psutil
 import pytest
+from actions import on_asyncio
 from by_hand import end, line
 from certificates import make_certificate
 from harness import PLUGINS, ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 from yamux_frames import SYN, UPDATE, frame
 
 from goplugin.services import host_pb2
@@ -29,10 +31,10 @@ def connections(process: psutil.Process) -> list[Any]:
 def test_there_is_one_connection(world: World) -> None:
     """Whatever the broker does. The companion has it, and takes no second one."""
     host = probe.start(world)
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1]) == "the same"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1]) == "the same"
     assert not connections(world.plugin())
     (only,) = connections(world.companion())
     with socket.create_connection(only.laddr) as second:
@@ -48,16 +50,16 @@ def test_each_id_leads_to_its_own_server(world: World) -> None:
     host = probe.start(world)
     health = "/grpc.health.v1.Health/Check"
     for service_id in (1, 2, 3):
-        probe.do(host, "accept", service_id)
+        probe.do(host, Probe.accept, service_id)
     for service_id in (3, 1, 2):
         host.ask("dial", broker=service_id)
-        assert probe.do(host, "echo", service_id, broker=service_id) == service_id
+        assert probe.do(host, Probe.echo, service_id, broker=service_id) == service_id
         with pytest.raises(CallError, match="Unimplemented"):
             host.call(health, b"\x0a\x06plugin", broker=service_id)
-    probe.do(host, "close", 2)
+    probe.do(host, Probe.close, 2)
     with pytest.raises(CallError, match="Unavailable"):
-        probe.do(host, "echo", 2, broker=2)
-    assert probe.do(host, "echo", 3, broker=3) == 3
+        probe.do(host, Probe.echo, 2, broker=2)
+    assert probe.do(host, Probe.echo, 3, broker=3) == 3
     assert host.call(health, b"\x0a\x06plugin") == b"\x08\x01"
 
 
@@ -67,11 +69,11 @@ def test_an_id_can_be_dialled_again(world: World) -> None:
     host = probe.start(world)
     service_id = probe.serve(host)
     for _ in range(3):
-        assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
-    probe.do(host, "accept", 1)
+        assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
+    probe.do(host, Probe.accept, 1)
     for _ in range(3):
         host.ask("dial", broker=1)
-        assert probe.do(host, "echo", "x", broker=1) == "x"
+        assert probe.do(host, Probe.echo, "x", broker=1) == "x"
 
 
 @pytest.mark.windows
@@ -80,7 +82,7 @@ def test_the_host_dials_before_the_plugin_accepts(world: World) -> None:
     host.ask("dial", broker=5)
     call = host.begin("call", method="/probe.Probe/echo", message=b'"early"', broker=5)
     time.sleep(1)
-    probe.do(host, "accept", 5)
+    probe.do(host, Probe.accept, 5)
     assert call()["message"] == b'"early"'
 
 
@@ -89,11 +91,11 @@ def test_ids_that_nobody_serves(world: World) -> None:
     host = probe.start(world)
     live = probe.serve(host)
     with ThreadPoolExecutor() as threads:
-        dead = threads.submit(probe.do, host, "dial", [77, "x", 1])
+        dead = threads.submit(probe.do, host, Probe.dial, [77, "x", 1])
         time.sleep(0.3)
-        behind = threads.submit(probe.do, host, "dial", [live, "x", 1])
+        behind = threads.submit(probe.do, host, Probe.dial, [live, "x", 1])
         host.ask("dial", broker=88)
-        unserved = threads.submit(probe.do, host, "echo", "x", broker=88)
+        unserved = threads.submit(probe.do, host, Probe.echo, "x", broker=88)
         with pytest.raises(CallError, match="cannot dial id 77: the host did not open it within 5 s"):
             dead.result()
         assert behind.result() == "the same"
@@ -102,8 +104,8 @@ def test_ids_that_nobody_serves(world: World) -> None:
     assert host.logged("the host dialled id 88, and nobody served it within 5 s", **{"@level": "warn"})
     host.ask("accept", broker=77)  # the host answers the old knock, too
     time.sleep(0.5)
-    assert probe.do(host, "dial", [77, "x", 1]) == "the same"
-    assert probe.do(host, "dial", [live, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [77, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [live, "x", 1]) == "the same"
 
 
 @pytest.mark.parametrize(
@@ -121,24 +123,24 @@ def test_ids_that_nobody_serves(world: World) -> None:
 def test_knocks_of_no_use(world: World, info: dict[str, Any]) -> None:
     """Answers that nobody waits for, knocks for ids that nobody serves, addresses: what follows is not disturbed."""
     host = probe.start(world)
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("open", stream=1, method=probe.START_STREAM)
     known = not info.get("knock", {}).get("knock")  # what says nothing of value may come for an id that is served, too
     for service_id in (99, 99, 1) if known else (99, 99):
         host.ask("send", stream=1, message=host_pb2.ConnInfo(service_id=service_id, **info).SerializeToString())
     time.sleep(0.3)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1]) == "the same"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1]) == "the same"
     host.ask("cancel", stream=1)
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1]) == "the same"
 
 
 def test_an_id_that_is_served_late_and_dialled_again(world: World) -> None:
     """The host answers once. That is for the dial that waits, not for the one that has given up."""
     host = probe.start(world)
     with pytest.raises(CallError, match="the host did not open it within 5 s"):
-        probe.do(host, "dial", [77, "x", 1])
+        probe.do(host, Probe.dial, [77, "x", 1])
     again = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
     time.sleep(1)
     host.ask("accept", broker=77)
@@ -253,10 +255,10 @@ def test_in_a_container(world: World) -> None:
         pytest.skip("this user may not make the namespaces of a container")
     host = contained(world, f"{PLUGINS}/probe_plugin.py")
     assert host.ask("start")["network"] == "unix"
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
-    assert probe.do(host, "dial", [probe.serve(host), "x", 1000]) == "the same"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
+    assert probe.do(host, Probe.dial, [probe.serve(host), "x", 1000]) == "the same"
     assert host.ask("kill")["seconds"] < 1.9
     assert world.gone()
 
@@ -265,9 +267,9 @@ def test_a_certificate_of_the_plugins_own(world: World) -> None:
     server, client = (make_certificate(world.folder, name) for name in ("server", "client"))
     world.env["PROBE_TLS_FILES"] = f"{server}:{server}:{client}"
     host = probe.start(world, auto_mtls=False, certificate=[str(client)] * 2)
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
 
 
 @pytest.mark.windows
@@ -294,9 +296,9 @@ def test_no_descriptor_left_for_a_dial(world: World) -> None:
     free = min(set(range(100)) - descriptors(companion))
     resource.prlimit(companion.pid, resource.RLIMIT_NOFILE, (free, limits[1]))
     with pytest.raises(CallError, match="Too many open files"):
-        probe.do(host, "dial", [failing, "x", 1])
+        probe.do(host, Probe.dial, [failing, "x", 1])
     resource.prlimit(companion.pid, resource.RLIMIT_NOFILE, limits)
-    assert probe.do(host, "dial", [next_one, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [next_one, "x", 1]) == "the same"
 
 
 def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
@@ -320,7 +322,7 @@ def test_a_plugin_that_answers_too_late(world: World) -> None:
     """The host has given up, and opens no stream. Its next one, for another id, leads there."""
     host = probe.start(world)
     for service_id in (1, 2):
-        probe.do(host, "accept", service_id)
+        probe.do(host, Probe.accept, service_id)
     plugin = world.plugin()
     plugin.suspend()
     host.ask("dial", broker=1)
@@ -328,21 +330,9 @@ def test_a_plugin_that_answers_too_late(world: World) -> None:
     with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 1"):
         call()
     plugin.resume()
-    probe.do(host, "close", 1)  # so that whoever is led there has an error
+    probe.do(host, Probe.close, 1)  # so that whoever is led there has an error
     host.ask("dial", broker=2)
-    assert probe.do(host, "echo", "two", broker=2) == "two"
-
-
-DIALLED_AGAIN = """
-task = asyncio.ensure_future(plugin.broker.dial({service_id}))
-await asyncio.sleep(0)
-task.cancel()
-await asyncio.gather(task, return_exceptions=True)
-async with await plugin.broker.dial({service_id}) as channel:
-    answer = await channel.unary_unary("/any.Service/Method")(b"again", timeout=5)
-await asyncio.sleep(0.5)
-return [task.cancelled(), answer.decode()]
-"""
+    assert probe.do(host, Probe.echo, "two", broker=2) == "two"
 
 
 def test_a_cancelled_dial_and_another_one(world: World) -> None:
@@ -352,22 +342,12 @@ def test_a_cancelled_dial_and_another_one(world: World) -> None:
     host = probe.start(world)
     service_id, other = probe.serve(host), host.ask("next_id")["broker"]
     host.ask("accept", broker=other, size=30)
-    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
     for _ in range(3):
-        assert probe.do(host, "run_async", DIALLED_AGAIN.format(service_id=service_id)) == [True, "again"]
+        assert probe.act(host, on_asyncio.cancel_a_dial_and_dial_again, service_id) == [True, "again"]
     for _ in range(3):
         with pytest.raises(CallError, match="e" * 30):
-            probe.do(host, "dial", [other, "x", 1])
-
-
-CANCELLED_DIALS = """
-import random
-for _ in range(60):
-    with contextlib.suppress(asyncio.TimeoutError):
-        async with await asyncio.wait_for(plugin.broker.dial({service_id}), random.uniform(0.0005, 0.004)):
-            pass
-await asyncio.sleep(0.5)
-"""
+            probe.do(host, Probe.dial, [other, "x", 1])
 
 
 def test_cancelled_dials_leave_nothing(world: World) -> None:
@@ -375,7 +355,7 @@ def test_cancelled_dials_leave_nothing(world: World) -> None:
         pytest.skip("threads cannot be cancelled")
     host = probe.start(world)
     service_id = probe.serve(host)
-    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
     before = len(descriptors(world.companion()))
-    probe.do(host, "run_async", "import contextlib\n" + CANCELLED_DIALS.format(service_id=service_id))
+    probe.act(host, on_asyncio.cancel_many_dials, service_id)
     assert eventually(lambda: len(descriptors(world.companion())) <= before + 2)

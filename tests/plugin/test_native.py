@@ -2,6 +2,7 @@
 
 import probe
 import pytest
+from authors import WITHOUT_FOLDERS
 from harness import ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 
@@ -40,10 +41,7 @@ def test_its_folder_goes_when_the_plugin_is_killed(world: World) -> None:
 
 def test_no_temporary_folder(world: World) -> None:
     script = world.folder / "without.py"
-    script.write_text(
-        "import os\ndef no(*arguments, **options): raise PermissionError(13, 'Permission denied')\n"
-        "os.mkdir = no\nimport plugin\nplugin.main()\n"
-    )
+    script.write_text(WITHOUT_FOLDERS)
     host = world.host(script)
     with pytest.raises(CallError, match="goplugin: This plugin cannot listen: .*Permission denied"):
         host.ask("start")

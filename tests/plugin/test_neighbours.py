@@ -20,10 +20,12 @@ import grpc
 import probe
 import psutil
 import pytest
+from actions import children
 from by_hand import HOSTS_VARIABLES, line
 from certificates import HTTP2, certificate_in, client_context, make_certificate, served
 from harness import PLUGINS, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 PROBE = PLUGINS / "probe_plugin.py"
 MTLS: dict[str, Any] = {"auto_mtls": True}
@@ -53,9 +55,9 @@ def test_a_stranger_cannot_fill_the_hosts_log(world: World) -> None:
     for _ in range(20):
         with strangers(port, 100):
             pass
-        assert probe.do(host, "echo", 1) == 1
+        assert probe.do(host, Probe.echo, 1) == 1
     assert host.logged("refused a caller", **{"@level": "warn"})
-    probe.do(host, "log", [20, "the end", {}])
+    probe.do(host, Probe.log, [20, "the end", {}])
     assert host.logged("the end")
     assert sum(record["@message"].startswith("refused a caller") for record in host.log()) < 200
 
@@ -128,11 +130,11 @@ def test_the_broker_works_while_strangers_use_up_the_descriptors(world: World) -
     host = probe.start(world, cmd=["sh", "-c", FEW_DESCRIPTORS, sys.executable, str(PROBE)], **MTLS)
     with patient_strangers(port_in(host.ask("start")["address"]), 300):
         for number in range(1, 7):
-            probe.do(host, "accept", number)
+            probe.do(host, Probe.accept, number)
             host.ask("dial", broker=number)
-            assert probe.do(host, "echo", "x", broker=number, seconds=5) == "x"
+            assert probe.do(host, Probe.echo, "x", broker=number, seconds=5) == "x"
         host.ask("accept", broker=100)
-        assert probe.do(host, "dial", [100, "x", 1]) == "the same"
+        assert probe.do(host, Probe.dial, [100, "x", 1]) == "the same"
 
 
 def wrapped(world: World, change: str, script: Path | None = None) -> Path:
@@ -202,10 +204,10 @@ def test_another_users_folder_is_not_used(world: World) -> None:
     thief, folder = with_a_thief(world)
     before = set(folder.iterdir())
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
-    probe.do(host, "accept", 2)
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
+    probe.do(host, Probe.accept, 2)
     host.ask("dial", broker=2)
-    assert probe.do(host, "echo", "x", broker=2) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=2) == "x"
     assert set(folder.iterdir()) == before
     assert len(list(world.temporary.glob("goplugin-*"))) == 2
     host.ask("kill")
@@ -415,9 +417,8 @@ def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], 
 def test_process_1_can_wait_for_its_children(world: World, container: list[str]) -> None:
     """Its own os.wait() meets the companion only when that ends."""
     host = probe.start(world, cmd=[*container, sys.executable, str(PROBE)])
-    code = "import subprocess, os\nprocess = subprocess.Popen(['true'])\nresult = os.wait()[0] == process.pid"
-    assert probe.do(host, "run", code) is True
-    assert probe.do(host, "run", code) is True
+    assert probe.act(host, children.wait_for_any) is True
+    assert probe.act(host, children.wait_for_any) is True
     assert host.ask("kill")["seconds"] < 1.9
 
 

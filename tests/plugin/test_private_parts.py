@@ -2,6 +2,7 @@
 
 import probe
 from harness import PLUGINS, Host, World
+from probe_plugin import Probe
 
 import goplugin.aio
 
@@ -21,10 +22,10 @@ def start(world: World, change: str) -> Host:
 
 
 def check(host: Host) -> None:
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     host.ask("ping")
     host.ask("accept", broker=1)
-    assert probe.do(host, "dial", [1, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [1, "x", 1]) == "the same"
     assert host.ask("kill")["seconds"] < 1.9
 
 

@@ -11,6 +11,7 @@ import probe
 import pytest
 from harness import PLUGINS, CallError, World, eventually
 from kv import SUFFIX, get, put
+from probe_plugin import Probe
 
 
 @pytest.fixture(scope="session")
@@ -71,15 +72,15 @@ def test_unix_socket_for_a_container_runner(world: World) -> None:
 
 def test_broker_over_unix_sockets(world: World) -> None:
     host = probe.start(world, runner=True)
-    probe.do(host, "accept", 1)
+    probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
-    assert probe.do(host, "echo", "x", broker=1) == "x"
+    assert probe.do(host, Probe.echo, "x", broker=1) == "x"
     host.ask("accept", broker=2)
-    assert probe.do(host, "dial", [2, "x", 1]) == "the same"
+    assert probe.do(host, Probe.dial, [2, "x", 1]) == "the same"
     (folder,) = world.folder.iterdir()
     # The plugin's, what it accepted, what the host accepted; of a host that multiplexes there is only the first.
     assert len(list(folder.iterdir())) == (1 if world.multiplexed else 3)
-    probe.do(host, "close", 1)
+    probe.do(host, Probe.close, 1)
     assert len(list(folder.iterdir())) == (1 if world.multiplexed else 2)
 
 
@@ -151,18 +152,16 @@ def test_every_kind_of_stream(world: World) -> None:
 def test_200_open_streams_do_not_starve_calls(world: World) -> None:
     host = probe.start(world)
     for stream in range(200):
-        host.ask("open", stream=stream, method="/probe.Streams/hold")
-        host.ask("send", stream=stream, message=b"")
-        host.ask("half_close", stream=stream)
+        probe.open_stream(host, stream, "/probe.Streams/hold")
     for stream in range(200):
         assert host.ask("recv", stream=stream)["message"] == b"open"
     for number in range(20):
-        assert probe.do(host, "echo", number, seconds=5) == number
-    probe.do(host, "print", ["stdout", "printed", 1, 1])
+        assert probe.do(host, Probe.echo, number, seconds=5) == number
+    probe.do(host, Probe.print, ["stdout", "printed", 1, 1])
     assert eventually(lambda: host.ask("stdio")["stdout"] == b"printed")
     for stream in range(100):
         host.ask("cancel", stream=stream)
-    assert probe.do(host, "echo", 1) == 1
+    assert probe.do(host, Probe.echo, 1) == 1
     assert host.ask("kill")["seconds"] < 1.9
 
 
@@ -183,9 +182,9 @@ def test_host_leaves_in_the_middle_of_streams(world: World) -> None:
     config["Addr"] = {"Network": "tcp", "String": address}
     second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=config)
     second.ask("start")
-    assert probe.do(second, "echo", "there") == "there"
+    assert probe.do(second, Probe.echo, "there") == "there"
     second.ask("accept", broker=1)
-    assert probe.do(second, "dial", [1, "x", 1]) == "the same"
-    probe.do(second, "print", ["stderr", "printed", 1, 1])
+    assert probe.do(second, Probe.dial, [1, "x", 1]) == "the same"
+    probe.do(second, Probe.print, ["stderr", "printed", 1, 1])
     assert eventually(lambda: second.ask("stdio")["stderr"] == b"printed")
     second.ask("kill")

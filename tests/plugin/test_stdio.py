@@ -7,6 +7,7 @@ import time
 import probe
 import pytest
 from harness import Host, World, eventually
+from probe_plugin import Probe
 
 MB = 1_000_000
 
@@ -25,8 +26,8 @@ def stdio(host: Host) -> tuple[bytes, bytes]:
 @pytest.mark.windows
 def test_both_streams_reach_the_host(world: World) -> None:
     host = probe.start(world)
-    probe.do(host, "print", ["stdout", "to stdout, wörld\n", 1, 1])
-    probe.do(host, "print", ["stderr", "to stderr, no line end", 1, 1])
+    probe.do(host, Probe.print, ["stdout", "to stdout, wörld\n", 1, 1])
+    probe.do(host, Probe.print, ["stderr", "to stderr, no line end", 1, 1])
     expected = ("to stdout, wörld\n".encode(), b"to stderr, no line end")
     assert eventually(lambda: stdio(host) == expected), stdio(host)
 
@@ -34,11 +35,11 @@ def test_both_streams_reach_the_host(world: World) -> None:
 @pytest.mark.slow
 def test_bytes_are_unchanged_100_mb_in_a_row(world: World) -> None:
     host = probe.start(world)
-    before = probe.do(host, "memory")
-    probe.do(host, "print_bytes", [7, 100 * MB])
+    before = probe.do(host, Probe.memory)
+    probe.do(host, Probe.print_bytes, [7, 100 * MB])
     assert eventually(lambda: len(stdio(host)[0]) == 100 * MB)
     assert stdio(host)[0] == random_bytes(7, 100 * MB)
-    assert probe.do(host, "memory") - before < 30 * MB
+    assert probe.do(host, Probe.memory) - before < 30 * MB
 
 
 @pytest.mark.windows
@@ -70,14 +71,14 @@ def test_long_writes_stay_in_one_piece(world: World) -> None:
 def test_a_wrapped_stdout_still_reaches_the_host(world: World) -> None:
     world.env["PROBE_WRAPPED"] = "1"
     host = probe.start(world)
-    probe.do(host, "print", ["stdout", "wrapped", 1, 1])
+    probe.do(host, Probe.print, ["stdout", "wrapped", 1, 1])
     assert eventually(lambda: stdio(host)[0] == b"wrapped")
 
 
 def test_logging_that_prints_does_not_lock_up(world: World) -> None:
     """A handler of logging prints, printing may log that the host does not read, which that handler prints."""
     host = probe.start(world, stall_stdout=True)
-    probe.do(host, "log_to_stdout")
+    probe.do(host, Probe.log_to_stdout)
     calls = [
         host.begin("call", method="/probe.Probe/print_bytes", message=b"[1, 4000000]"),
         *(
@@ -94,7 +95,7 @@ def test_logging_that_prints_does_not_lock_up(world: World) -> None:
 def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
     for size in (10, 1000, 300_000, 900_000) * 3:
         host = probe.start(world)
-        probe.do(host, "print_bytes", [size, size])
+        probe.do(host, Probe.print_bytes, [size, size])
         host.ask("kill")
         assert stdio(host)[0] == random_bytes(size, size)
 
@@ -103,12 +104,12 @@ def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
 def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World) -> None:
     host = probe.start(world, stall_stdout=True)
     begin = time.monotonic()
-    probe.do(host, "print_bytes", [1, 8 * MB])
+    probe.do(host, Probe.print_bytes, [1, 8 * MB])
     assert 4 < time.monotonic() - begin < 12
     begin = time.monotonic()
-    probe.do(host, "print_bytes", [2, 8 * MB])
+    probe.do(host, Probe.print_bytes, [2, 8 * MB])
     assert time.monotonic() - begin < 4
-    assert probe.do(host, "memory") < 200 * MB
+    assert probe.do(host, Probe.memory) < 200 * MB
     assert host.logged("the host does not read what this plugin prints", **{"@level": "warn"})
     host.ask("kill")
     dropped = [record for record in host.log() if "bytes of stdout dropped" in record["@message"]]
@@ -120,10 +121,10 @@ def test_nothing_waits_for_a_host_that_never_asks_for_the_output(world: World) -
     """It may be the very thread that is about to serve the host's stream that prints, in a __del__."""
     host = probe.start(world, no_stdio=True)
     begin = time.monotonic()
-    probe.do(host, "print_bytes", [1, 70 * MB])
-    probe.do(host, "print_bytes", [2, 8 * MB])
+    probe.do(host, Probe.print_bytes, [1, 70 * MB])
+    probe.do(host, Probe.print_bytes, [2, 8 * MB])
     assert time.monotonic() - begin < 4  # PATIENCE is 5 s
-    assert probe.do(host, "memory") < 200 * MB
+    assert probe.do(host, Probe.memory) < 200 * MB
     assert host.logged("the host does not read what this plugin prints", **{"@level": "warn"})
     host.ask("kill")
     dropped = [record for record in host.log() if "bytes of stdout dropped" in record["@message"]]
@@ -132,10 +133,10 @@ def test_nothing_waits_for_a_host_that_never_asks_for_the_output(world: World) -
 
 def test_reading_again_ends_the_dropping(world: World) -> None:
     host = probe.start(world, stall_stdout=True)
-    probe.do(host, "print_bytes", [1, 8 * MB])
+    probe.do(host, Probe.print_bytes, [1, 8 * MB])
     host.ask("resume")
     assert host.logged("bytes of stdout dropped")
-    probe.do(host, "print", ["stderr", "read again", 1, 1])
+    probe.do(host, Probe.print, ["stderr", "read again", 1, 1])
     assert eventually(lambda: stdio(host)[1] == b"read again")
 
 

@@ -10,6 +10,7 @@ import probe
 import pytest
 import venvs
 from harness import ROOT, World, eventually
+from probe_plugin import Probe
 
 import kv_pb2
 
@@ -85,8 +86,8 @@ def test_what_the_host_calls_works(world: World, setup: Setup, auto_mtls: bool) 
     host = probe.start(world, python=setup.python, auto_mtls=auto_mtls)
     service_id = host.ask("next_id")["broker"]
     host.ask("accept", broker=service_id)
-    assert probe.do(host, "dial", [service_id, "x", 1]) == "the same"
-    probe.do(host, "print", ["stdout", "printed", 1, 1])
+    assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
+    probe.do(host, Probe.print, ["stdout", "printed", 1, 1])
     assert eventually(lambda: host.ask("stdio")["stdout"] == b"printed")
     assert host.ask("kill")["seconds"] < 1.9
 

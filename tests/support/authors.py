@@ -1,4 +1,4 @@
-"""A plugin as an author writes it, to make mistakes in."""
+"""A plugin as an author writes it, to make mistakes in; and one that cannot make folders."""
 
 RIGHT = """\
 import goplugin
@@ -34,4 +34,12 @@ async def main():
     print(await plugin.listen(server), flush=True)
     await plugin.wait()
 asyncio.run(main())
+"""
+
+WITHOUT_FOLDERS = """\
+import os
+def no(*arguments, **options): raise PermissionError(13, 'Permission denied')
+os.mkdir = no
+import plugin
+plugin.main()
 """

@@ -1,10 +1,13 @@
 """The examples, as people copy them."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,30 @@ def programs(*names: str) -> list[Any]:
         reason = f"{name} is not there: `make hosts` builds all but vault and terraform, `make hosts HOSTS=vault` vault"
         found.append(pytest.param(path, id=name, marks=[pytest.mark.skipif(not path, reason=reason)]))
     return found
+
+
+def load(file: str) -> Any:
+    """The module in a file below examples/."""
+    spec = importlib.util.spec_from_file_location(Path(file).stem, ROOT / "examples" / file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Serving:
+    """An HTTP server that serves in a thread until close()."""
+
+    def __init__(self, server: HTTPServer) -> None:
+        self._server = server
+        self._thread = threading.Thread(target=server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 def writer_of(pipe: Path) -> int:

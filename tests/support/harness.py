@@ -52,6 +52,12 @@ def name_of(process: psutil.Process) -> str:
     return name.lower()
 
 
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def is_companion(process: psutil.Process) -> bool:
     """On Windows, whether it was started as one: it has the same command as its plugin."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):

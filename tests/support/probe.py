@@ -1,9 +1,17 @@
 """The probe plugin as the tests call it; see tests/support/plugins/probe_plugin.py."""
 
+import inspect
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from harness import PLUGINS, Host, World
+
+if TYPE_CHECKING:
+    from actions import Call
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Arguments = TypeVarTuple("Arguments")
 
 START_STREAM = "/plugin.GRPCBroker/StartStream"
 
@@ -17,8 +25,46 @@ def message(argument: Any) -> bytes:
     return json.dumps(argument).encode()
 
 
-def do(host: Host, method: str, argument: Any = None, **options: Any) -> Any:
-    return json.loads(host.call(f"/probe.Probe/{method}", json.dumps(argument).encode(), **options))
+def do(host: Host, method: Callable[..., Any], argument: Any = None, **options: Any) -> Any:
+    """Call a method of the plugin's class Probe. options: of Host.call()."""
+    return json.loads(host.call(f"/probe.Probe/{method.__name__}", message(argument), **options))
+
+
+def act(
+    host: Host,
+    action: "Callable[[Call, Unpack[Arguments]], Any]",
+    *arguments: "Unpack[Arguments]",
+    **options: Any,
+) -> Any:
+    """Have a handler call a function of tests/support/plugins/actions; what that returns. options: of Host.call()."""
+    return json.loads(begin(host, action, *arguments, **options)()["message"])
+
+
+def begin(
+    host: Host,
+    action: "Callable[[Call, Unpack[Arguments]], Any]",
+    *arguments: "Unpack[Arguments]",
+    **options: Any,
+) -> Callable[[], dict[str, Any]]:
+    """As act, without waiting for the end. The host's answer waits for it."""
+    return host.begin("call", method=method(action), message=action_message(action, *arguments), **options)
+
+
+def method(action: Callable[..., Any]) -> str:
+    """That calls it."""
+    return "/probe.Probe/act_in_the_loop" if inspect.iscoroutinefunction(action) else "/probe.Probe/act"
+
+
+def action_message(action: "Callable[[Call, Unpack[Arguments]], Any]", *arguments: "Unpack[Arguments]") -> bytes:
+    """The request for it."""
+    return message([action.__module__, action.__name__, *arguments])
+
+
+def open_stream(host: Host, stream: int, method: str, message: bytes = b"") -> None:
+    """Call a method that takes one message and returns a stream. stream: a number for it, the test's own."""
+    host.ask("open", stream=stream, method=method)
+    host.ask("send", stream=stream, message=message)
+    host.ask("half_close", stream=stream)
 
 
 def serve(host: Host) -> int:

@@ -19,56 +19,40 @@ from certificates import certificate_in, client_context, make_certificate
 from harness import eventually
 
 from goplugin.address import Address
-from goplugin.companion import relay, relays, tls
-from goplugin.companion.hop import UnixHop
-from goplugin.companion.loop import READ, Loop
+from goplugin.companion import relay, tls
 from goplugin.environment import Environment
+from goplugin.testing.relays import RelayThread
 
 MB = 1_000_000
 
 
 class Ends:
-    """A relay that runs in a thread: the caller's end of a connection through it, and grpc's."""
+    """Both ends of a connection through a relay: the caller's and grpc's."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = path = make_certificate(folder, "host")
-        self._loop = Loop()
-        contexts = tls.auto_mtls_contexts(certificate_in(path), str(folder))
-        self.relays = relays.Relays(self._loop, contexts, Environment(), UnixHop(str), None)
-        self._control, self._theirs = socket.socketpair()
-        self._thread = threading.Thread(target=self._run)
+        self.path = make_certificate(folder, "host")
+        contexts = tls.auto_mtls_contexts(certificate_in(self.path), str(folder))
+        self._thread = RelayThread(contexts, Environment(), str(folder))
+        self.relays = self._thread._relays
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
         self.accept = self._listener.accept
-        _, address = self.relays.listen("unix", str(folder / "plain"))
-        self._thread.start()
+        _, address = self._thread.ask("listen", "unix", str(folder / "plain"))
         self.where = ("127.0.0.1", int(address.rpartition(":")[2]))
-        self.caller = client_context(path).wrap_socket(socket.create_connection(self.where))
+        self.caller = client_context(self.path).wrap_socket(socket.create_connection(self.where))
         self.grpc, _ = self.accept()
         for end in (self.caller, self.grpc):
             end.settimeout(10)
 
-    def _run(self) -> None:
-        stopped: list[int] = []
-        self._loop.watch(self._theirs, READ, stopped.append)
-        while not stopped:
-            self._loop.run_once(1)
-        self._theirs.close()
-        self.relays.close_all()
-        for callback in list(self._loop._callbacks.values()):
-            if isinstance(one := getattr(getattr(callback, "func", None), "__self__", None), relay.Relay):
-                one._close()
-
     def connections(self) -> int:
         """Sockets that the relay still has of the connection."""
-        return len(self._loop._callbacks) - 2  # the control's and the listener's
+        return len(self._thread._loop._callbacks) - 2  # for commands, and the listener's
 
     def close(self) -> None:
-        self._control.close()
-        self._thread.join(10)
         for end in (self.caller, self.grpc, self._listener):
             end.close()
+        self._thread.close()
 
 
 @pytest.fixture

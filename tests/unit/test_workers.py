@@ -19,6 +19,7 @@ from typing import Any
 import probe
 import pytest
 from harness import PATIENCE, World, eventually
+from probe_plugin import Probe
 
 from goplugin import Workers
 from goplugin import workers as module
@@ -360,7 +361,7 @@ def test_a_forked_child_is_told(workers: Workers) -> None:
 def test_64_handlers_that_wait(world: World) -> None:
     """One after the other they would take 6.4 s; two at a time, 3.2."""
     host = probe.start(world)
-    probe.do(host, "echo", 1)
+    probe.do(host, Probe.echo, 1)
     seconds = host.ask("call", method="/probe.Probe/sleep", message=b"0.1", repeat=64)["seconds"]
     assert seconds < 1
 

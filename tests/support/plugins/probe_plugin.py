@@ -20,7 +20,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -57,6 +56,10 @@ if "PROBE_FAILS" in os.environ:
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from actions import Call, children, dials, handlers, on_asyncio, own_process
+
+ACTIONS = {module.__name__: module for module in (children, dials, handlers, on_asyncio, own_process)}
+
 
 class Probe:
     """The methods; each takes and returns what JSON can express."""
@@ -65,11 +68,10 @@ class Probe:
         self.plugin = plugin
         self.accepted: dict[int, Any] = {}
 
-    def run(self, code: str, context: grpc.ServicerContext) -> Any:
-        """Run Python code; its `result`, if it has one."""
-        names: dict[str, Any] = {"plugin": self.plugin, "context": context}
-        exec(code, names)  # noqa: S102
-        return names.get("result")
+    def act(self, argument: list[Any], context: grpc.ServicerContext) -> Any:
+        """[module, name, *arguments]: call a function of the package actions."""
+        module, name, *arguments = argument
+        return getattr(ACTIONS[module], name)(Call(self.plugin, context), *arguments)
 
     def echo(self, argument: Any, context: grpc.ServicerContext) -> Any:
         return argument
@@ -293,6 +295,9 @@ class RaisesToo(Exception):
 class Streams:
     """Streaming methods, and one that is not; their messages are bytes. /probe.Streams/METHOD."""
 
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+
     def count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         for number in range(int(request)):
             yield b"%d" % number
@@ -307,10 +312,10 @@ class Streams:
         for request in requests:
             yield b"you said " + request
 
-    def run(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """One message, then run Python code."""
+    def act(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """One message, then as Probe.act."""
         yield b"begun"
-        exec(request.decode())  # noqa: S102
+        self.probe.act(json.loads(request), context)
 
     def hold(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """One message, then nothing until the caller leaves."""
@@ -341,9 +346,9 @@ def add_to_server(probe: Probe, server: Any) -> None:
     handlers = {name: handler(getattr(probe, name)) for name in methods}
     services = [("probe.Probe", handlers)]
     if isinstance(probe, ProbeOnAsyncio):
-        services += [("probe.Streams", streams(StreamsOnAsyncio())), ("probe.Threads", streams(Streams()))]
+        services += [("probe.Streams", streams(StreamsOnAsyncio(probe))), ("probe.Threads", streams(Streams(probe)))]
     else:
-        services += [("probe.Streams", streams(Streams()))]
+        services += [("probe.Streams", streams(Streams(probe)))]
     # A service of its own for each app protocol version, as with go-plugin's VersionedPlugins.
     services.append((f"probe.V{probe.plugin.version}", {"version": handlers["version"]}))
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*service) for service in services])
@@ -367,11 +372,9 @@ class ProbeOnAsyncio(Probe):
     async def write_fd(self, argument: list[Any], context: Any) -> None:  # type: ignore[override]
         super().write_fd(argument, context)
 
-    async def run_async(self, code: str, context: Any) -> Any:
-        """Run the body of an `async def`, and return what it returns."""
-        names: dict[str, Any] = {"plugin": self.plugin, "context": context, "asyncio": asyncio, "grpc": grpc}
-        exec("async def body():\n" + textwrap.indent(code, "    "), names)  # noqa: S102
-        return await names["body"]()
+    async def act_in_the_loop(self, argument: list[Any], context: Any) -> Any:
+        """As act, with an `async def`."""
+        return await self.act(argument, context)
 
     async def block_the_loop(self, seconds: float, context: Any) -> None:
         time.sleep(seconds)  # noqa: ASYNC251
@@ -407,6 +410,9 @@ class ProbeOnAsyncio(Probe):
 class StreamsOnAsyncio:
     """Streams, by generators and by the reader and writer API."""
 
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+
     async def count(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         for number in range(int(request)):
             yield b"%d" % number
@@ -435,9 +441,9 @@ class StreamsOnAsyncio:
 
     wait_in_get = Streams.wait_in_get
 
-    async def run(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def act(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         yield b"begun"
-        exec(request.decode())  # noqa: S102
+        self.probe.act(json.loads(request), context)
 
 
 def streams(methods: Any) -> dict[str, Any]:
@@ -447,7 +453,7 @@ def streams(methods: Any) -> dict[str, Any]:
         "sum": grpc.stream_unary_rpc_method_handler(methods.sum),
         "chat": grpc.stream_stream_rpc_method_handler(methods.chat),
         "hold": grpc.unary_stream_rpc_method_handler(methods.hold),
-        "run": grpc.unary_stream_rpc_method_handler(methods.run),
+        "act": grpc.unary_stream_rpc_method_handler(methods.act),
         "wait_in_get": grpc.unary_stream_rpc_method_handler(methods.wait_in_get),
     }
     if hasattr(methods, "hold_or_note"):
