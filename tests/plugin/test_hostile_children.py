@@ -14,7 +14,7 @@ import pytest
 from authors import RIGHT as RIGHT_PLUGIN
 from harness import PLUGINS, CallError, Host, World, eventually
 
-from goplugin import outputs
+from goplugin import standard_streams
 from goplugin.address import Address
 
 PROBE = str(PLUGINS / "probe_plugin.py")
@@ -242,7 +242,7 @@ def test_sockets_of_other_kinds_do_not_stand_in_the_way() -> None:
     with socket.socket(socket.AF_UNIX) as abstract, socket.create_server(("127.0.0.1", 0)) as listener:
         abstract.bind(f"\0goplugin-{uuid.uuid4()}")
         port = listener.getsockname()[1]
-        outputs.close_sockets({Address("tcp", f"127.0.0.1:{port}")})
+        standard_streams.close_sockets({Address("tcp", f"127.0.0.1:{port}")})
         assert refuses("127.0.0.1", port)
         assert abstract.getsockname()
 

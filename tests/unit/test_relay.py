@@ -19,7 +19,7 @@ from certificates import certificate_in, client_context, make_certificate
 from harness import eventually
 
 from goplugin.address import Address
-from goplugin.companion import relay, relays, tls
+from goplugin.companion import connections, relay, tls
 from goplugin.companion.hop import UnixHop
 from goplugin.companion.loop import READ, Loop
 from goplugin.environment import Environment
@@ -34,14 +34,14 @@ class Ends:
         self.path = path = make_certificate(folder, "host")
         self._loop = Loop()
         contexts = tls.auto_mtls_contexts(certificate_in(path), str(folder))
-        self.relays = relays.Relays(self._loop, contexts, Environment(), UnixHop(str), None)
+        self.connections = connections.Connections(self._loop, contexts, Environment(), UnixHop(str), None)
         self._control, self._theirs = socket.socketpair()
         self._thread = threading.Thread(target=self._run)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
         self.accept = self._listener.accept
-        _, address = self.relays.listen("unix", str(folder / "plain"))
+        _, address = self.connections.listen("unix", str(folder / "plain"))
         self._thread.start()
         self.where = ("127.0.0.1", int(address.rpartition(":")[2]))
         self.caller = client_context(path).wrap_socket(socket.create_connection(self.where))
@@ -55,12 +55,12 @@ class Ends:
         while not stopped:
             self._loop.run_once(1)
         self._theirs.close()
-        self.relays.close_all()
+        self.connections.close_all()
         for callback in list(self._loop._callbacks.values()):
             if isinstance(one := getattr(getattr(callback, "func", None), "__self__", None), relay.Relay):
                 one._close()
 
-    def connections(self) -> int:
+    def open_connections(self) -> int:
         """Sockets that the relay still has of the connection."""
         return len(self._loop._callbacks) - 2  # the control's and the listener's
 
@@ -94,7 +94,7 @@ def test_the_callers_end_passes_through_and_answers_come_back(ends: Ends) -> Non
     assert receive_all(ends.grpc) == b"request"
     ends.grpc.sendall(b"x" * MB)
     ends.grpc.close()
-    assert eventually(lambda: ends.connections() == 0)
+    assert eventually(lambda: ends.open_connections() == 0)
 
 
 def test_grpcs_end_passes_through_and_requests_still_go_in(ends: Ends) -> None:
@@ -105,7 +105,7 @@ def test_grpcs_end_passes_through_and_requests_still_go_in(ends: Ends) -> None:
     assert ends.grpc.recv(100) == b"and more"
     ends.caller.close()
     assert ends.grpc.recv(100) == b""
-    assert eventually(lambda: ends.connections() == 0)
+    assert eventually(lambda: ends.open_connections() == 0)
 
 
 @pytest.mark.parametrize("side", ["caller", "grpc"])
@@ -141,7 +141,7 @@ def test_a_side_that_has_ended_where_a_second_shutdown_fails(
         other.sendall(b"%d" % number)
         assert ended.recv(100) == b"%d" % number
     other.close()
-    assert eventually(lambda: ends.connections() == 0)
+    assert eventually(lambda: ends.open_connections() == 0)
     assert cuts == [False]
 
 
@@ -149,15 +149,15 @@ def test_room_is_made_by_refusing_others(ends: Ends, monkeypatch: pytest.MonkeyP
     """When no descriptor is left for grpc's side, a stranger goes, though the host's connection is older."""
     host = socket.create_connection(ends.where)
     with socket.create_connection(ends.where, timeout=10) as stranger:
-        assert eventually(lambda: len(ends.relays._handshakes) == 2)
-        connect, errors = ends.relays._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
+        assert eventually(lambda: len(ends.connections._handshakes) == 2)
+        connect, errors = ends.connections._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
 
         def connect_later(plain: Address) -> socket.socket:
             if errors:
                 raise errors.pop()
             return connect(plain)
 
-        monkeypatch.setattr(ends.relays._hop, "connect", connect_later)
+        monkeypatch.setattr(ends.connections._hop, "connect", connect_later)
         with client_context(ends.path).wrap_socket(host) as caller:
             grpc, _ = ends.accept()
             with grpc:
@@ -175,7 +175,7 @@ def test_a_reset_passes_through(ends: Ends, side: str) -> None:
     cut.close()
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         assert other.recv(100) == b""
-    assert eventually(lambda: ends.connections() == 0)
+    assert eventually(lambda: ends.open_connections() == 0)
 
 
 @pytest.mark.parametrize("slow", ["caller", "grpc"])
