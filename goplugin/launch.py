@@ -30,7 +30,7 @@ from goplugin import environment, log
 from goplugin.address import Address
 from goplugin.companion import Companion, system
 from goplugin.handshake import HandshakeConfig
-from goplugin.outputs import write_all
+from goplugin.standard_streams import write_all
 from goplugin.state import DEBUG, STATE
 
 _STDERR = "GOPLUGIN_STDERR"  # by this variable a child knows the pipe to the companion
@@ -40,7 +40,7 @@ def take_over() -> None:
     """Take this process's output and its end into our hands, as a host expects of its plugin."""
     STATE.by_host = True
     _ignore_signals()
-    STATE.outputs.take()
+    STATE.standard_streams.take()
     atexit.register(_end_companion)  # first: exit handlers run in reverse order
     atexit.register(_check_plugin)
     log.take_over()
@@ -61,8 +61,8 @@ def start_companion() -> None:
         log.exit_with(f"This plugin cannot start its companion process: {error}")
     _watch_forks()
     if STATE.by_host:
-        STATE.outputs.send_stderr_to(companion.stderr, companion.mark, _check_companion)
-        os.environ[_STDERR] = STATE.outputs.name()
+        STATE.standard_streams.send_stderr_to(companion.stderr, companion.mark, _check_companion)
+        os.environ[_STDERR] = STATE.standard_streams.name()
     os.close(companion.stderr)
 
 
@@ -82,9 +82,9 @@ def companion_died() -> str:
         companion.died = True
         companion.remove_folder()
         if STATE.by_host:
-            log.send_to(log.HclogHandler(functools.partial(write_all, STATE.outputs.host_stderr)))
+            log.send_to(log.HclogHandler(functools.partial(write_all, STATE.standard_streams.host_stderr)))
         log.get_logger("goplugin").error("%s; the connection to the host is lost: the plugin leaves", reason)
-        STATE.outputs.tell_host(reason)
+        STATE.standard_streams.tell_host(reason)
     if not STATE.plugin:
         os._exit(1)
     return reason
@@ -99,7 +99,7 @@ def release() -> None:
     """Undo `take_over`: this process is not a plugin, although it inherited a host's variables."""
     if STATE.companion and not STATE.plugin and not STATE.is_child():
         STATE.by_host = False
-        STATE.outputs.give_back()
+        STATE.standard_streams.give_back()
         log.give_back()
         atexit.unregister(_end_companion)
         atexit.unregister(_check_plugin)
@@ -161,10 +161,10 @@ def reattach_config(version: int, address: Address) -> str:
 
 def _check_plugin() -> None:
     """At exit: the script may have forgotten goplugin.Plugin."""
-    if not (STATE.plugin or STATE.failed or STATE.outputs.exit_text or STATE.is_child()):
+    if not (STATE.plugin or STATE.failed or STATE.standard_streams.exit_text or STATE.is_child()):
         message = "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?"
         log.get_logger("goplugin").error("%s", message)
-        STATE.outputs.tell_host(message)
+        STATE.standard_streams.tell_host(message)
 
 
 def _end_companion() -> None:
@@ -177,7 +177,7 @@ def _leave_to_parent() -> None:
     _close_sentinels()
     _register_worker()
     if STATE.companion:
-        STATE.outputs.leave_to_parent()
+        STATE.standard_streams.leave_to_parent()
         STATE.companion.close()
         STATE.companion = None
         if STATE.plugin:
@@ -229,7 +229,7 @@ def _end_with_parent(*_: object) -> None:
         os._exit(1)
 
 
-if not STATE.by_host and STATE.outputs.join(os.environ.get(_STDERR, "")):
+if not STATE.by_host and STATE.standard_streams.join(os.environ.get(_STDERR, "")):
     # A child of a plugin, such as a worker of multiprocessing: it logs as the plugin does.
     log.take_over()
     log.set_up()

@@ -110,11 +110,11 @@ def exit_with(message: str) -> NoReturn:
     Under a host that is a record at error, and a line on its stdout if the handshake line was not printed yet: the
     host quotes that in its own error. For a person it is a text on stderr.
     """
-    if STATE.outputs.host_stdout < 0:
+    if STATE.standard_streams.host_stdout < 0:
         print(message, file=sys.stderr)
     else:
         get_logger("goplugin").error("%s", message)
-        STATE.outputs.tell_host(message)
+        STATE.standard_streams.tell_host(message)
     if threading.current_thread() is not threading.main_thread():
         os._exit(1)  # SystemExit would end this thread alone
     STATE.failed = True
@@ -124,7 +124,7 @@ def exit_with(message: str) -> NoReturn:
 class HclogHandler(logging.Handler):
     """Writes each record as one line of hclog's JSON to the real stderr. It never raises."""
 
-    def __init__(self, write: Callable[[bytes], None] = STATE.outputs.write_record) -> None:
+    def __init__(self, write: Callable[[bytes], None] = STATE.standard_streams.write_record) -> None:
         """write: what takes the lines instead."""
         super().__init__()
         self._write = write
@@ -238,16 +238,16 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
     STATE.failed = True
     text = _summary(kind, error) + ADVICE * isinstance(error, ModuleNotFoundError)
     get_logger("goplugin").critical("the plugin ends: %s", text, exc_info=(kind, error, trace))
-    STATE.outputs.tell_host(text)
+    STATE.standard_streams.tell_host(text)
 
 
 def _log_exit_text() -> None:
     """At exit: sys.exit("text") has ended main(), and the interpreter has printed the text."""
-    text = STATE.outputs.exit_text.strip()
+    text = STATE.standard_streams.exit_text.strip()
     if text and not STATE.failed and not STATE.is_child():
         STATE.failed = True
         get_logger("goplugin").error("the plugin ends: %s", text)
-        STATE.outputs.tell_host(text)
+        STATE.standard_streams.tell_host(text)
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

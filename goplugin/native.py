@@ -5,13 +5,13 @@ import os
 from typing import Any
 
 from goplugin import log
-from goplugin.calls import ALWAYS, Calls
+from goplugin.interceptor import ALWAYS, Interceptor
 from goplugin.state import STATE
 
 _log = log.get_logger("goplugin")
 
 
-def adapt(server: Any, calls: Calls) -> None:
+def adapt(server: Any, interceptor: Interceptor) -> None:
     """Prepare a server of that library; leave others alone."""
     library = type(server).__module__.split(".")[0]
     if library == "grpc":
@@ -43,4 +43,4 @@ def adapt(server: Any, calls: Calls) -> None:
                 library,
             )
 
-    server.start, calls.on_method = start_in_folder, warn
+    server.start, interceptor.on_method = start_in_folder, warn

@@ -16,10 +16,10 @@ from typing import Any
 
 import grpc
 
-from goplugin import environment, launch, log, outputs, services
+from goplugin import environment, launch, log, standard_streams, services
 from goplugin.address import Address
 from goplugin.allocator import Allocator
-from goplugin.calls import Calls, summary
+from goplugin.interceptor import Interceptor, summary
 from goplugin.companion.tls import TLSFiles
 from goplugin.environment import Environment
 from goplugin.handshake import HandshakeConfig, handshake_line
@@ -41,7 +41,7 @@ class PluginBase:
     _grpc = "grpc"  # the module whose server() makes what `listen` takes
     _pool = "thread_pool"  # its argument for the pool
     _await = ""  # what an author writes before plugin.listen() and plugin.wait()
-    _make_calls: Any = Calls
+    _make_interceptor: Any = Interceptor
     _make_broker: Any = Broker
 
     def __init__(
@@ -90,11 +90,11 @@ class PluginBase:
         allocator = Allocator()  # before there are threads, which would have heaps of their own
         self._threads = Workers(3, 64)  # for what must be heard whatever the plugin's own handlers do
         self._transport = _transport(STATE.settings, tls)
-        self._calls = self._make_calls(self._threads)
+        self._interceptor = self._make_interceptor(self._threads)
         self.server_arguments: dict[str, Any] = {
             self._pool: Workers(),
             "options": (("grpc.so_reuseport", 0), *OPTIONS),  # SO_REUSEPORT would let two plugins bind the same port
-            "interceptors": (self._calls,),
+            "interceptors": (self._interceptor,),
         }
         self.broker = self._make_broker(self._transport, self.server_arguments)
         self._stdio = Stdio()
@@ -121,8 +121,10 @@ class PluginBase:
             raise RuntimeError("plugin.listen() was called twice")
         pool = self.server_arguments[self._pool]
         if isinstance(pool, Workers):
-            pool.when_full = self._calls.warn_full
-        services.add_to_server(server, Controller(self._shutdown), self._stdio, self.broker, self._calls, self._threads)
+            pool.when_full = self._interceptor.warn_full
+        services.add_to_server(
+            server, Controller(self._shutdown), self._stdio, self.broker, self._interceptor, self._threads
+        )
         try:
             self._server_cert = self._transport.server_cert()  # first: the companion sends it without being asked
             self._address = self._transport.listen(server)
@@ -141,14 +143,14 @@ class PluginBase:
             line = handshake_line(self.version, *address, self._server_cert, multiplex=multiplex)
         else:
             line = launch.reattach_config(self.version, address)
-        STATE.outputs.expect_handshake(line, then=self._stdio.write)
+        STATE.standard_streams.expect_handshake(line, then=self._stdio.write)
         return line
 
     def _before_wait(self) -> None:
         listen = f"{self._await}plugin.listen(server)"
         if not self._server:
             raise RuntimeError(f"plugin.wait() was called before {listen}")
-        if not STATE.outputs.handshake_printed:
+        if not STATE.standard_streams.handshake_printed:
             log.exit_with(
                 f"plugin.wait() was called, and the handshake line was not printed: write print({listen}, flush=True)."
                 " It must be the sys.stdout that `import goplugin` has made: an older stream, such as sys.__stdout__,"
@@ -158,7 +160,7 @@ class PluginBase:
     def _leave(self, reason: str) -> None:
         """Stop serving. Runs in the thread of Lifetime, and starts none if it can be helped."""
         _log.debug("leaving: %s", reason)
-        STATE.outputs.close_stdout()  # else the host of an old go-plugin may complain that it was cut
+        STATE.standard_streams.close_stdout()  # else the host of an old go-plugin may complain that it was cut
         end = time.monotonic() + GRACE
         stopped = None
         if self._server:
@@ -170,9 +172,9 @@ class PluginBase:
         # Do not rely on grpc's count of calls: it forgets a call when the caller leaves, as the host does after
         # Shutdown, and the handler may still be writing.
         self._drain(end)
-        if unfinished := self._calls.unfinished():
+        if unfinished := self._interceptor.unfinished():
             _log.warning("leaving, though calls did not end within %g s: %s", GRACE, summary(unfinished))
-        STATE.outputs.redirect(None)
+        STATE.standard_streams.redirect(None)
         self._stdio.close()
         self.broker.end_streams()
         if stopped:
@@ -201,19 +203,19 @@ class PluginBase:
             self._lifetime.wait(GRACE)  # main() waited by other means than wait(), such as wait_for_termination()
             return
         self._clean_up()
-        if STATE.failed or STATE.outputs.exit_text:
+        if STATE.failed or STATE.standard_streams.exit_text:
             return
         missing = "plugin.wait(), so the plugin ends at once" if self._server else "plugin.listen(server)"
         message = f"main() ended without {self._await}{missing}: call it as the last step"
         _log.error("%s", message)
-        STATE.outputs.tell_host(message)
+        STATE.standard_streams.tell_host(message)
         if STATE.companion:
             STATE.companion.end()
         os._exit(1)
 
     def leave_to_parent(self) -> None:
         """In a child by fork: let go of the host's connections. They would outlive this plugin if it were killed."""
-        outputs.close_sockets(self._transport.addresses)
+        standard_streams.close_sockets(self._transport.addresses)
 
     def _shutdown(self) -> None:
         try:

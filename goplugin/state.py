@@ -7,7 +7,7 @@ from typing import Any
 
 from goplugin import environment
 from goplugin.environment import Environment
-from goplugin.outputs import Outputs
+from goplugin.standard_streams import StandardStreams
 
 DEBUG = "--debug"  # the argument by which a person starts the plugin and lets hosts attach
 
@@ -30,7 +30,7 @@ class State:
         self.by_host = "PLUGIN_MIN_PORT" in self.variables or (bool(self.variables) and DEBUG not in sys.argv)
         self.settings = Environment()
         self.pid, self.parent = os.getpid(), os.getppid()
-        self.outputs = Outputs()
+        self.standard_streams = StandardStreams()
         self.companion: Any = None
         self.plugin: Any = None
         self.failed = False

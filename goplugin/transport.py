@@ -79,7 +79,7 @@ class ByCompanion:
     _options: tuple[Any, ...] = ()
 
     def __init__(self, companion: Any) -> None:
-        """companion: a Companion, or testing/relays.py's RelayThread."""
+        """companion: a Companion, or testing/tls_thread.py's TLSThread."""
         self._companion = companion
         self.server_cert = companion.server_cert
         self.addresses: set[Address] = set()  # those of grpc are known to this process and the companion alone

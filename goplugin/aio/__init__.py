@@ -18,7 +18,7 @@ import grpc
 
 from goplugin import log
 from goplugin.address import Address
-from goplugin.aio.calls import Calls, submit
+from goplugin.aio.interceptor import Interceptor, submit
 from goplugin.lifetime import GRACE
 from goplugin.plugin import PluginBase
 from goplugin.services.accepted import AcceptedBase
@@ -114,11 +114,11 @@ class Plugin(PluginBase):
     _loop: asyncio.AbstractEventLoop | None = None
     _thread = 0  # of the loop
 
-    def _make_calls(self, threads: Workers) -> Calls:
+    def _make_interceptor(self, threads: Workers) -> Interceptor:
         for name in ("asyncio", "grpc"):  # they log each loop and each call at debug
             logger = logging.getLogger(name)
             logger.setLevel(logger.level or logging.INFO)
-        return Calls(threads)
+        return Interceptor(threads)
 
     async def listen(self, server: Any) -> str:
         """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
@@ -129,7 +129,7 @@ class Plugin(PluginBase):
         address = self._before_start(server)
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._calls.workers = self.server_arguments[self._pool]
+        self._interceptor.workers = self.server_arguments[self._pool]
         self._stdio.never_wait_in(self._thread)
         await server.start()
         return self._after_start(_Stoppable(server), address)
@@ -149,7 +149,7 @@ class Plugin(PluginBase):
 
     def _drain(self, end: float) -> None:
         super()._drain(end)
-        if self._loop and not self._calls.drain(self._loop, max(0.0, end - time.monotonic())):
+        if self._loop and not self._interceptor.drain(self._loop, max(0.0, end - time.monotonic())):
             frame = sys._current_frames().get(self._thread)
             _log.error(
                 "the event loop did not run for the last %g s: a handler blocks it; see the stack",

@@ -19,7 +19,7 @@ _CHUNK = 256 * 1024  # bytes read at once
 
 
 class Multiplexer:
-    """The host's connection. Relays use it as the loop for its streams: it calls back when a stream can go on."""
+    """The host's connection. Connections use it as the loop for its streams: it calls back when a stream can go on."""
 
     def __init__(self, loop: Loop, connection: socket.socket, plain: Address, relay: Any, ended: Any) -> None:
         """connection: one that does not block.

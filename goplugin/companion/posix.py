@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from goplugin import outputs
+from goplugin import standard_streams
 from goplugin.companion.loop import ERROR_ONLY, READ, Loop
 from goplugin.state import State
 
@@ -87,13 +87,13 @@ def _serve(state: State, mark: bytes, control: socket.socket, events: socket.soc
     # These go to the whole process group. The companion must stay until the plugin has finished its calls.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    null = outputs.null()
-    for standard in (0, outputs.STDOUT):  # stdin is for the plugin's own code
+    null = standard_streams.null()
+    for standard in (0, standard_streams.STDOUT):  # stdin is for the plugin's own code
         os.dup2(null, standard)
     # Not the host's stdout, which would not end with the plugin, nor what the host has given to the plugin besides.
-    kept = (outputs.STDERR, control.fileno(), events.fileno(), stderr)
-    for fd in outputs.open_descriptors():
-        if fd > outputs.STDERR and fd not in kept:
+    kept = (standard_streams.STDERR, control.fileno(), events.fileno(), stderr)
+    for fd in standard_streams.open_descriptors():
+        if fd > standard_streams.STDERR and fd not in kept:
             with contextlib.suppress(OSError):
                 os.close(fd)
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name_file:

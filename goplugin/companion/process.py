@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from goplugin import frames, log, outputs
+from goplugin import frames, log, standard_streams
 from goplugin.address import UNIX_SOCKETS, PrivateFolder
 from goplugin.companion import LAST_WORDS, system
 from goplugin.companion.loop import READ, WRITE, Loop
@@ -39,7 +39,7 @@ class Process:
         """
         self._environment, self._plugin, self._parent = state.settings, state.pid, state.parent
         self._control, self._events = control, events
-        self._stderr, self._host = system.reads(stderr), system.writes(outputs.STDERR)
+        self._stderr, self._host = system.reads(stderr), system.writes(standard_streams.STDERR)
         self._loop = Loop()
         self._received = b""  # of commands
         self._plugin_left = False
@@ -47,7 +47,7 @@ class Process:
         self._lines = frames.Decoder(mark)
         self._to_host = b""  # lines that the host has not taken yet
         self._leaves_with_host = True
-        self._relays: Any = None  # for AutoMTLS and multiplexing, imported only then
+        self._connections: Any = None  # for AutoMTLS and multiplexing, imported only then
         self._folder: PrivateFolder | None = None
         self._paths = 0
         self._commands: dict[str, Callable[..., Any]] = {"path": self._path, "use_files": self._use_files}
@@ -61,7 +61,7 @@ class Process:
             if self._environment.client_cert:
                 self._reply(self._auto_mtls)
             elif self._environment.multiplex:
-                self._begin_relays(None)
+                self._begin_connections(None)
             if self._folder:
                 self._folder.remove_left_behind()
             self._loop.watch(self._control, READ, lambda events: self._on_control())
@@ -70,8 +70,8 @@ class Process:
             while not self._plugin_left:
                 self._loop.run_once()
         finally:
-            if self._relays:
-                self._relays.close_all()
+            if self._connections:
+                self._connections.close_all()
             if self._folder:
                 self._folder.remove()
         self._last_words()
@@ -186,21 +186,21 @@ class Process:
         """Return our certificate."""
         from goplugin.companion import tls
 
-        return self._begin_relays(tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder()))
+        return self._begin_connections(tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder()))
 
     def _use_files(self, *files: str) -> str:
         from goplugin.companion import tls
 
-        return self._begin_relays(tls.file_contexts(tls.TLSFiles(*files)))
+        return self._begin_connections(tls.file_contexts(tls.TLSFiles(*files)))
 
-    def _begin_relays(self, contexts: Any) -> str:
+    def _begin_connections(self, contexts: Any) -> str:
+        from goplugin.companion.connections import Connections
         from goplugin.companion.hop import make_hop
-        from goplugin.companion.relays import Relays
 
         hop = make_hop(self._path, self._make_folder)
-        self._relays = relays = Relays(self._loop, contexts, self._environment, hop, self._on_end)
-        self._commands |= {name: getattr(relays, name) for name in ("hop", "listen", "dial", "expect", "open")}
-        self._commands_without_reply["close"] = relays.close
+        self._connections = connections = Connections(self._loop, contexts, self._environment, hop, self._on_end)
+        self._commands |= {name: getattr(connections, name) for name in ("hop", "listen", "dial", "expect", "open")}
+        self._commands_without_reply["close"] = connections.close
         return contexts.server_cert if contexts else ""
 
     def _on_end(self, reason: str) -> None:
@@ -235,5 +235,5 @@ def run(state: State, mark: bytes, control: socket.socket, events: socket.socket
     try:
         Process(state, mark, control, events, stderr).run()
     except Exception:  # noqa: BLE001
-        log.send_to(log.HclogHandler(lambda record: outputs.write_all(outputs.STDERR, record)))
+        log.send_to(log.HclogHandler(lambda record: standard_streams.write_all(standard_streams.STDERR, record)))
         _log.exception("the companion process failed")

@@ -71,15 +71,15 @@ class Side:
 class Relay:
     """Moves bytes between who has called and who is connected to once the caller is known to be the right one."""
 
-    def __init__(self, relays: Any, caller: Side, connect: Callable[[], Side], dials: str = "") -> None:
-        """relays: the Relays that this is one of.
+    def __init__(self, connections: Any, caller: Side, connect: Callable[[], Side], dials: str = "") -> None:
+        """connections: the Connections that this is one of.
 
         connect(): returns the other side. OSError or ValueError if it is known by then that this fails.
         dials: the host's address, if it is grpc that calls.
         """
-        self._relays, self._caller, self._connect, self._dials = relays, caller, connect, dials
+        self._connections, self._caller, self._connect, self._dials = connections, caller, connect, dials
         self._other: Side | None = None
-        relays.begin_handshake(self)
+        connections.begin_handshake(self)
         self._on_event(caller)
 
     def refuse(self, reason: str) -> None:
@@ -91,7 +91,7 @@ class Relay:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # it has left; a Unix socket; a stream
                 host, port = self._caller.connection.getpeername()
                 peer = f"{host}:{port}"
-            self._relays.log_refusal(peer, reason)
+            self._connections.log_refusal(peer, reason)
         self._close()
 
     def _on_event(self, side: Side, events: int = 0) -> None:
@@ -101,10 +101,10 @@ class Relay:
         try:
             data = side.receive()
             if self._caller.tls.established and not self._other:
-                self._relays.end_handshake(self)  # others, not this one, are refused to make room for its other side
+                self._connections.end_handshake(self)  # first: to make room for its other side, others are refused
                 self._other = self._connect()
                 if not self._other.tls.established:
-                    self._relays.begin_handshake(self)
+                    self._connections.begin_handshake(self)
             if self._other:
                 self._pass_on(data, side, self._other if side is self._caller else self._caller, ends=not ended)
             else:
@@ -115,7 +115,7 @@ class Relay:
                 side.send()  # the alert, which tells the other end what is wrong
             self.refuse(str(error))
         except (OSError, ValueError) as error:
-            if not self._other or self._relays.is_shaking_hands(self):
+            if not self._other or self._connections.is_shaking_hands(self):
                 self.refuse(getattr(error, "strerror", "") or str(error))
             else:
                 self._close(reset=True)
@@ -126,7 +126,7 @@ class Relay:
         if side.tls.ended and ends:
             other.tls.send(b"")
         if side.tls.established and other.tls.established:
-            self._relays.end_handshake(self)
+            self._connections.end_handshake(self)
         both = ((side, other), (other, side))
         for one, another in both:
             if not one.connecting:
@@ -147,7 +147,7 @@ class Relay:
         side.watch(events, functools.partial(self._on_event, side))
 
     def _close(self, *, reset: bool = False) -> None:
-        self._relays.end_handshake(self)
+        self._connections.end_handshake(self)
         for side in filter(None, (self._caller, self._other)):
             side.close(reset=reset)
 

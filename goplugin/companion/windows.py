@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from goplugin import environment, outputs
+from goplugin import environment, standard_streams
 from goplugin.companion.loop import ERROR_ONLY, READ, WRITE, Loop
 from goplugin.state import State
 
@@ -52,7 +52,7 @@ class Child:
             env={**os.environ, **state.variables, VARIABLE: json.dumps(said), "PYINSTALLER_RESET_ENVIRONMENT": "1"},
             stdin=stderr,
             stdout=subprocess.DEVNULL,
-            stderr=state.outputs.host_stderr if state.by_host else None,
+            stderr=state.standard_streams.host_stderr if state.by_host else None,
         )
         self._connections: dict[str, socket.socket] = {}  # by token
 
@@ -191,7 +191,7 @@ def writes(fd: int) -> socket.socket:
             else:
                 if not data:
                     return
-                outputs.write_all(fd, data)
+                standard_streams.write_all(fd, data)
 
     return _in_thread(carry)
 

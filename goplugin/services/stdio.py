@@ -1,6 +1,6 @@
 """plugin.GRPCStdio: what the plugin prints reaches the host; mirrors go-plugin's grpc_stdio.go.
 
-After the handshake sys.stdout and sys.stderr write here (see outputs.py), and the host copies what it reads to
+After the handshake sys.stdout and sys.stderr write here (see standard_streams.py), and the host copies what it reads to
 SyncStdout and SyncStderr of its ClientConfig.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from goplugin import log, outputs
+from goplugin import log, standard_streams
 from goplugin.services import host_pb2, host_pb2_grpc
 
 LIMIT = 1 << 20  # bytes kept for the host, beyond which a print waits; each print is kept whole
@@ -24,7 +24,7 @@ PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; then
 _MESSAGE = 64 * 1024  # bytes in one message at most
 
 Channel = host_pb2.StdioData.Channel
-_CHANNELS = {outputs.STDOUT: Channel.STDOUT, outputs.STDERR: Channel.STDERR}
+_CHANNELS = {standard_streams.STDOUT: Channel.STDOUT, standard_streams.STDERR: Channel.STDERR}
 
 _log = log.get_logger("goplugin.stdio")
 

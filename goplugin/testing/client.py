@@ -25,7 +25,7 @@ from goplugin.handshake import HandshakeConfig
 from goplugin.services import host_pb2, host_pb2_grpc
 from goplugin.services.broker import Broker
 from goplugin.testing.line import Handshake, parse_handshake
-from goplugin.testing.relays import RelayThread
+from goplugin.testing.tls_thread import TLSThread
 from goplugin.transport import OPTIONS, ByCompanion, Plain
 from goplugin.workers import Workers
 
@@ -70,7 +70,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self._readers: list[threading.Thread] = []
         self.streams: list[Any] = []
         self._connected = False
-        self._relays: RelayThread | None = None
+        self._tls: TLSThread | None = None
         self._workers: Workers | None = None
         self._folder = tempfile.mkdtemp(prefix="host")  # for sockets
 
@@ -151,8 +151,8 @@ class Client(contextlib.AbstractContextManager["Client"]):
                 raise self.error(f"the handshake line's sixth field is not a certificate: {error}") from None
             for context in (contexts.server, contexts.client):
                 context.set_ciphers("DEFAULT:@SECLEVEL=1")  # RSA keys of 1,024 bits, which Go accepts too
-            self._relays = RelayThread(contexts, environment, self._folder)
-            transport = ByCompanion(self._relays)
+            self._tls = TLSThread(contexts, environment, self._folder)
+            transport = ByCompanion(self._tls)
         options = (*OPTIONS, ("grpc.enable_http_proxy", 0))
         self.channel = transport.channel(grpc, transport.dial(handshake.address), options)
         self._workers = Workers(2, 64)
@@ -212,8 +212,8 @@ class Client(contextlib.AbstractContextManager["Client"]):
             self._connected = False
             self.broker.close()
             self.channel.close()
-        if self._relays:
-            self._relays.close()
+        if self._tls:
+            self._tls.close()
         if self._workers:
             self._workers.shutdown(wait=False)
         shutil.rmtree(self._folder, ignore_errors=True)

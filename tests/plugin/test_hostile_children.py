@@ -15,7 +15,7 @@ from authors import RIGHT
 from harness import CallError, Host, World, eventually, is_alive
 from probe_plugin import Probe
 
-from goplugin import outputs
+from goplugin import standard_streams
 from goplugin.address import Address
 
 NO_TOKEN, _, RIGHT_TOKEN = children.TOKENS
@@ -155,7 +155,7 @@ def test_sockets_of_other_kinds_do_not_stand_in_the_way() -> None:
     with socket.socket(socket.AF_UNIX) as abstract, socket.create_server(("127.0.0.1", 0)) as listener:
         abstract.bind(f"\0goplugin-{uuid.uuid4()}")
         port = listener.getsockname()[1]
-        outputs.close_sockets({Address("tcp", f"127.0.0.1:{port}")})
+        standard_streams.close_sockets({Address("tcp", f"127.0.0.1:{port}")})
         assert refuses("127.0.0.1", port)
         assert abstract.getsockname()
 

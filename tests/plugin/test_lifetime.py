@@ -78,7 +78,7 @@ def test_sigint_is_the_hosts(world: World) -> None:
 
 @pytest.mark.plain_only("no host in it")
 def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> None:
-    code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.outputs'])); import signal\n"
+    code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.standard_streams'])); import signal\n"
     code += "try: import goplugin\nexcept ImportError: print(signal.getsignal(signal.SIGINT)(2, None))"
     process = world.run(sys.executable, "-c", code, env={**world.env, "PLUGIN_MIN_PORT": "1"})
     assert process.communicate(timeout=10) == (b"None\n", b"")

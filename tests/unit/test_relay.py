@@ -21,7 +21,7 @@ from harness import eventually
 from goplugin.address import Address
 from goplugin.companion import relay, tls
 from goplugin.environment import Environment
-from goplugin.testing.relays import RelayThread
+from goplugin.testing.tls_thread import TLSThread
 
 MB = 1_000_000
 
@@ -32,8 +32,8 @@ class Ends:
     def __init__(self, folder: Path) -> None:
         self.path = make_certificate(folder, "host")
         contexts = tls.auto_mtls_contexts(certificate_in(self.path), str(folder))
-        self._thread = RelayThread(contexts, Environment(), str(folder))
-        self.relays = self._thread._relays
+        self._thread = TLSThread(contexts, Environment(), str(folder))
+        self.connections = self._thread._connections
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
@@ -133,15 +133,15 @@ def test_room_is_made_by_refusing_others(ends: Ends, monkeypatch: pytest.MonkeyP
     """When no descriptor is left for grpc's side, a stranger goes, though the host's connection is older."""
     host = socket.create_connection(ends.where)
     with socket.create_connection(ends.where, timeout=10) as stranger:
-        assert eventually(lambda: len(ends.relays._handshakes) == 2)
-        connect, errors = ends.relays._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
+        assert eventually(lambda: len(ends.connections._handshakes) == 2)
+        connect, errors = ends.connections._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
 
         def connect_later(plain: Address) -> socket.socket:
             if errors:
                 raise errors.pop()
             return connect(plain)
 
-        monkeypatch.setattr(ends.relays._hop, "connect", connect_later)
+        monkeypatch.setattr(ends.connections._hop, "connect", connect_later)
         with client_context(ends.path).wrap_socket(host) as caller:
             grpc, _ = ends.accept()
             with grpc:

@@ -1,4 +1,4 @@
-"""The interceptor for a grpc.aio.Server: what Calls does for threads, and threads for the handlers that are `def`.
+"""The interceptor for a grpc.aio.Server. It also runs `def` handlers in threads.
 
 grpc.aio can run `def` handlers in a pool by itself. But the context that it gives them lacks is_active() and calls
 no callback, a stream's thread stays behind when the caller leaves, and there is one pool for all. The services of
@@ -16,19 +16,20 @@ from typing import Any
 
 import grpc
 
-from goplugin import calls, methods
+from goplugin import interceptor, methods
 
 _Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
-class Calls(calls.Calls, grpc.aio.ServerInterceptor):
+class Interceptor(interceptor.Interceptor, grpc.aio.ServerInterceptor):
     """Sees each call of the plugin's services."""
 
     def __init__(self, threads: Executor) -> None:
         """threads: for what must be heard whatever the plugin's own handlers do."""
         super().__init__(threads)
         self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
-        self._tasks: dict[asyncio.Task[Any], calls.Running | None] = {}  # of the plugin's own handlers; None: `def`
+        # Of the plugin's own handlers; None for those that are `def`.
+        self._tasks: dict[asyncio.Task[Any], interceptor.Running | None] = {}
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:  # type: ignore[override]
         """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
@@ -51,13 +52,13 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
         done, _ = concurrent.futures.wait([submit(drained(), loop)], timeout)
         return bool(done) or looked.is_set()
 
-    def unfinished(self) -> list[calls.Running]:
+    def unfinished(self) -> list[interceptor.Running]:
         """Return the plugin's own handlers that still run, in threads or in the loop."""
         return [*super().unfinished(), *filter(None, self._tasks.values())]
 
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = methods.behavior_of(handler)
-        always = method.startswith(calls.OURS)
+        always = method.startswith(interceptor.OURS)
         check = methods.response_check(handler, method)
         on_loop = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
         if inspect.isasyncgenfunction(behavior):
@@ -70,7 +71,7 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
             context = Context(context, check)
             task: Any = asyncio.current_task()
             if not always:
-                self._tasks[task] = calls.Running(self, context, method) if on_loop else None
+                self._tasks[task] = interceptor.Running(self, context, method) if on_loop else None
             try:
                 response = await behavior(request, context)
                 if not handler.response_streaming:
@@ -82,11 +83,11 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
                 await _answer_cancelled(error, context, method)
             except BaseException as error:
                 self.leave_child(error)
-                calls.log_error(error, method)
-                await context.abort(*calls.status_of(error, context))
+                interceptor.log_error(error, method)
+                await context.abort(*interceptor.status_of(error, context))
                 raise
             finally:
-                calls.check_health(method, request, context)
+                interceptor.check_health(method, request, context)
                 self._tasks.pop(task, None)
                 self.leave_child()
             return response
@@ -97,9 +98,9 @@ class Calls(calls.Calls, grpc.aio.ServerInterceptor):
 async def _answer_cancelled(error: BaseException, context: "Context", method: str) -> None:
     """End a call whose task was cancelled: by grpc, because the caller has left, or by the handler itself."""
     try:
-        await context.abort(*calls.status_of(error, context))
+        await context.abort(*interceptor.status_of(error, context))
     except grpc.aio.AbortError:  # the caller is there
-        calls.log_error(error, method)
+        interceptor.log_error(error, method)
         raise
     except grpc.aio.BaseError:
         raise error from None
@@ -154,7 +155,7 @@ class Context:
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
         """End the call, and raise."""
-        await self._context.abort(code, calls.sendable(details), trailing_metadata)
+        await self._context.abort(code, interceptor.sendable(details), trailing_metadata)
 
     async def abort_with_status(self, status: Any) -> None:
         """End the call, and raise."""
@@ -162,7 +163,7 @@ class Context:
 
     def set_details(self, details: str) -> None:
         """Set what the caller will hear beside the code."""
-        self._context.set_details(calls.sendable(details))
+        self._context.set_details(interceptor.sendable(details))
 
 
 class ThreadContext:

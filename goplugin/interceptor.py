@@ -29,7 +29,7 @@ OURS = (*ALWAYS, "/plugin.GRPC")
 _log = log.get_logger("goplugin")
 
 
-class Calls(grpc.ServerInterceptor):
+class Interceptor(grpc.ServerInterceptor):
     """Sees each call of the plugin's services.
 
     grpc never answers a call whose handler raises SystemExit, KeyboardInterrupt or asyncio.CancelledError, or an
@@ -157,10 +157,10 @@ class Calls(grpc.ServerInterceptor):
 class Running:
     """A handler that runs in this thread. For a `with` around it: what it raises is answered."""
 
-    __slots__ = ("_calls", "context", "method", "since")
+    __slots__ = ("_interceptor", "context", "method", "since")
 
-    def __init__(self, calls: Calls, context: Any, method: str) -> None:
-        self._calls, self.context, self.method = calls, context, method
+    def __init__(self, interceptor: Interceptor, context: Any, method: str) -> None:
+        self._interceptor, self.context, self.method = interceptor, context, method
         self.since = time.monotonic()
 
     def has_lost_its_caller(self) -> bool:
@@ -170,14 +170,14 @@ class Running:
     def __enter__(self) -> None:
         """Remember it, if it is the plugin's own."""
         if not self.method.startswith(OURS):
-            self._calls._running.add(self)
+            self._interceptor._running.add(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Answer what it raised."""
-        self._calls._running.discard(self)
+        self._interceptor._running.discard(self)
         if error and not isinstance(error, GeneratorExit):
-            self._calls.answer(error, self.context, self.method)
-        self._calls.leave_child()
+            self._interceptor.answer(error, self.context, self.method)
+        self._interceptor.leave_child()
 
 
 def summary(running: Iterable[Running]) -> str:

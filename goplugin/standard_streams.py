@@ -24,7 +24,7 @@ STDOUT, STDERR = 1, 2  # file descriptors
 Write = Callable[[int, bytes], None]
 
 
-class Outputs:
+class StandardStreams:
     """stdout and stderr of this process.
 
     host_stdout, host_stderr: descriptors of the host's pipes that are ours alone, once they are taken; else -1.
@@ -213,10 +213,10 @@ class _BinaryStream(io.RawIOBase):
 
     mode = "wb"
 
-    def __init__(self, outputs: Outputs, fd: int) -> None:
+    def __init__(self, streams: StandardStreams, fd: int) -> None:
         self.redirected: Write | None = None
         self.name = "<stdout>" if fd == STDOUT else "<stderr>"
-        self._outputs, self._fd = outputs, fd
+        self._streams, self._fd = streams, fd
         self._printer = 0  # the thread that has printed the handshake line and has still to end it
 
     def write(self, data: Any) -> int:
@@ -225,14 +225,14 @@ class _BinaryStream(io.RawIOBase):
         if rest and self.redirected:
             self.redirected(self._fd, rest)
         elif rest:
-            self._outputs.write_stderr(rest)
+            self._streams.write_stderr(rest)
         return len(data)
 
     def _without_handshake(self, data: bytes) -> bytes:
         if self._printer == threading.get_ident():  # print() writes the text and the line's end one after the other
             self._printer = 0
             return _without_line_end(data)
-        rest, open_ended = self._outputs.take_handshake(data)
+        rest, open_ended = self._streams.take_handshake(data)
         self._printer = threading.get_ident() if open_ended else self._printer
         return rest
 
@@ -247,8 +247,8 @@ class _BinaryStream(io.RawIOBase):
 class _TextStream(io.TextIOWrapper):
     """sys.stdout or sys.stderr; what a handler prints is on its way when print returns."""
 
-    def __init__(self, outputs: Outputs, fd: int) -> None:
-        self._outputs, self.binary = outputs, _BinaryStream(outputs, fd)
+    def __init__(self, streams: StandardStreams, fd: int) -> None:
+        self._streams, self.binary = streams, _BinaryStream(streams, fd)
         raw: Any = self.binary
         # backslashreplace: print must not raise for what UTF-8 cannot express.
         super().__init__(raw, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
@@ -261,5 +261,5 @@ class _TextStream(io.TextIOWrapper):
                 sys._getframe(1)
             except ValueError:
                 # No Python code is running: the interpreter itself prints what was given to sys.exit(). See log.py.
-                self._outputs.exit_text += text
+                self._streams.exit_text += text
         return super().write(text)

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from goplugin.companion.connections import Connections
 from goplugin.companion.hop import make_hop
 from goplugin.companion.loop import READ, Loop
-from goplugin.companion.relays import Relays
 from goplugin.companion.tls import Contexts
 from goplugin.environment import Environment
 
 
-class RelayThread:
+class TLSThread:
     """TLS under AutoMTLS as the companion does it, in a thread: a test has threads already, and must not fork.
 
     It has those methods of Companion that ByCompanion uses.
@@ -27,16 +27,16 @@ class RelayThread:
     def __init__(self, contexts: Contexts, environment: Environment, folder: str) -> None:
         """folder: for sockets; the caller removes it."""
         self._loop, self._folder, self._paths = Loop(), folder, itertools.count()
-        relays = Relays(self._loop, contexts, environment, make_hop(self.path, lambda: folder), None)
+        connections = Connections(self._loop, contexts, environment, make_hop(self.path, lambda: folder), None)
         self._commands: dict[str, Callable[..., Any]] = {
-            name: getattr(relays, name) for name in ("hop", "listen", "dial", "close")
+            name: getattr(connections, name) for name in ("hop", "listen", "dial", "close")
         }
-        self._relays = relays
+        self._connections = connections
         self._asked = queue.SimpleQueue[tuple[Future[Any], str, tuple[str, ...]]]()
         self._wake, self._woken = socket.socketpair()
         self._loop.watch(self._woken, READ, self._run_command)
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="goplugin-relays", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="goplugin-tls", daemon=True)
         self._thread.start()
 
     def server_cert(self) -> str:
@@ -70,7 +70,7 @@ class RelayThread:
             self._loop.run_once()
         self._loop.forget(self._woken)
         self._woken.close()
-        self._relays.close_all()
+        self._connections.close_all()
         end = time.monotonic() + 1
         while self._loop.is_watching() and time.monotonic() < end:  # connections, which both other ends have left
             self._loop.run_once(0.1)

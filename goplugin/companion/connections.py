@@ -30,7 +30,7 @@ MOST_REFUSALS = 10  # of a minute that are logged
 _log = log.get_logger("goplugin.companion")
 
 
-class Relays:
+class Connections:
     """Listeners and connections. hop, listen, dial, expect, open and close are commands of the plugin (process.py)."""
 
     def __init__(self, loop: Loop, contexts: Contexts | None, environment: Environment, hop: Hop, ended: Any) -> None:
