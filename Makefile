@@ -81,7 +81,7 @@ clean:
 	rm -rf .venv .venv-protos .hosts .windows demo build dist *.pyz *.whl *.egg-info *.spec .pytest_cache .mypy_cache .ruff_cache bench/.cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/testing: .venv/developing tests/requirements.txt
+.venv/testing: .venv/developing tests/requirements.txt constraints.txt
 	@$(call install,-r tests/requirements.txt)
 	@touch $@
 

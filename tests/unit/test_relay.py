@@ -33,7 +33,7 @@ class Ends:
         self.path = make_certificate(folder, "host")
         contexts = tls.auto_mtls_contexts(certificate_in(self.path), str(folder))
         self._thread = TLSThread(contexts, Environment(), str(folder))
-        self.connections = self._thread._connections
+        self.inside = self._thread._connections
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "plain"))
         self._listener.listen()
@@ -133,15 +133,15 @@ def test_room_is_made_by_refusing_others(ends: Ends, monkeypatch: pytest.MonkeyP
     """When no descriptor is left for grpc's side, a stranger goes, though the host's connection is older."""
     host = socket.create_connection(ends.where)
     with socket.create_connection(ends.where, timeout=10) as stranger:
-        assert eventually(lambda: len(ends.connections._handshakes) == 2)
-        connect, errors = ends.connections._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
+        assert eventually(lambda: len(ends.inside._handshakes) == 2)
+        connect, errors = ends.inside._hop.connect, [OSError(errno.EMFILE, "Too many open files")]
 
         def connect_later(plain: Address) -> socket.socket:
             if errors:
                 raise errors.pop()
             return connect(plain)
 
-        monkeypatch.setattr(ends.connections._hop, "connect", connect_later)
+        monkeypatch.setattr(ends.inside._hop, "connect", connect_later)
         with client_context(ends.path).wrap_socket(host) as caller:
             grpc, _ = ends.accept()
             with grpc:
