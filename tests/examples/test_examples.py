@@ -16,17 +16,32 @@ from harness import ROOT, World
 from examples import Example
 
 
-@pytest.mark.timeout(600)  # each copy installs its packages
-@pytest.mark.parametrize("name", [pytest.param(name, marks=Example.group(name)) for name in Example.names()])
+EACH = [pytest.param(name, marks=Example.group(name)) for name in Example.names()]
+# Two of them install many packages.
+EACH_README = [
+    pytest.param(name, marks=[Example.group(name), *([pytest.mark.slow] * (name in ("grafana", "terraform")))])
+    for name in Example.names()
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", EACH_README)
 def test_the_readme(world: World, name: str, copies: Callable[[str], Example]) -> None:
     """Its first commands make and test a copy. The next ones run that with its host, and print what they show."""
     example = copies(name)
     own, with_host, *_ = example.console_blocks()
     said = example.run(world, "\n".join(example.typed(own).splitlines()[2:]))
     assert re.search(r"= \d+ passed in", said)
-    example.run(world, ".venv/bin/mypy")
     if "go run" in with_host:  # which gets go-plugin's own hosts
         assert example.run(world, example.typed(with_host)).split() == example.shown(with_host).split()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", EACH)
+def test_the_types(world: World, name: str, copies: Callable[[str], Example]) -> None:
+    example = copies(name)
+    example.run(world, "make protos && .venv/bin/mypy")
 
 
 def test_text_files_have_an_encoding() -> None:
