@@ -1,6 +1,6 @@
-"""Everything that go-plugin gives a plugin in Go, for a plugin in Python. It does not know your service.
+"""What go-plugin gives every plugin in Go, for plugins in Python. It does not know your service.
 
-Import it before anything else: if a host has started this process, stdout belongs to the host from here on.
+Import it before anything else: if a host started this process, stdout belongs to the host from here on.
 """
 
 import gc
@@ -15,7 +15,7 @@ from goplugin.state import STATE
 try:
     import grpc  # noqa: F401
 except ModuleNotFoundError as missing:
-    if not STATE.by_host:  # else the log says it, of any module
+    if not STATE.by_host:  # under a host, log.py adds this for any missing module
         missing.msg += log.ADVICE
     raise
 

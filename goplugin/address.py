@@ -1,4 +1,7 @@
-"""Where the plugin listens; mirrors serverListener in go-plugin's server.go. Plugin and companion both use it."""
+"""Addresses, listening sockets, and a private folder for Unix sockets. Plugin and companion both use it.
+
+Mirrors serverListener in go-plugin's server.go.
+"""
 
 import contextlib
 import errno
@@ -17,9 +20,11 @@ if sys.platform != "win32":
 
 UNIX_SOCKETS = hasattr(socket, "AF_UNIX")  # not on Windows
 
-_LONGEST_FOLDER = 97  # bytes of the private folder's path: leaves room for a socket's name within 104 bytes
+_LONGEST_FOLDER = 97  # bytes of the private folder's path; leaves room for a socket's name within 104 bytes
 
-_BACKLOG = 4096  # connections that wait, if the system allows as many: beyond these a caller tries again after a second
+# Connections that may wait to be accepted, if the system allows as many. A caller that finds no room tries again after
+# a second.
+_BACKLOG = 4096
 
 
 class Address(NamedTuple):
@@ -29,7 +34,7 @@ class Address(NamedTuple):
     address: str
 
     def target(self) -> str:
-        """Return the address as grpc spells it. ValueError if it is not an address that this system has."""
+        """Return the address as grpc spells it. ValueError if it is malformed, or if the system lacks the network."""
         if self.network == "unix" and self.address and UNIX_SOCKETS:
             return "unix:" + re.sub("[%#?]", lambda match: f"%{ord(match[0]):02X}", self.address)
         if self.network == "tcp" and re.fullmatch(r".+:[0-9]{1,5}", self.address):
@@ -37,7 +42,7 @@ class Address(NamedTuple):
         raise ValueError(f"not an address: network {self.network!r}, address {self.address!r}")
 
     def resolve(self) -> "Address":
-        """Return the address with a number for the host's name. OSError if the name is not known."""
+        """Return the address with an IP address instead of a host name. OSError if the system cannot resolve it."""
         if self.network == "unix":
             return self
         host, _, port = self.address.rpartition(":")
@@ -46,7 +51,7 @@ class Address(NamedTuple):
         return Address("tcp", f"{number}:{port}")
 
     def connect(self, timeout: float) -> socket.socket:
-        """Return a socket that is connected to the address. timeout: seconds, also of what the socket does later."""
+        """Return a socket that is connected to the address. timeout: in seconds; the socket keeps it."""
         if self.network == "unix":
             connected = socket.socket(socket.AF_UNIX)
             connected.settimeout(timeout)
@@ -60,18 +65,18 @@ class Address(NamedTuple):
         return socket.create_connection((host.strip("[]"), int(port)), timeout)
 
     def remove(self) -> None:
-        """Remove the socket's file, if there is one left."""
+        """Remove the socket's file, if it still exists."""
         if self.network == "unix":
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self.address)
 
 
 def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple[socket.socket, Address]:
-    """Return a socket that listens where the host wants it.
+    """Return a socket that listens where the host wants it, and its address.
 
-    That is a Unix socket in the host's folder for sockets if it has named one (container runners do) and there are
-    such, else a TCP port of 127.0.0.1. Where there is no TCP it is a Unix socket, as in Go, at `path()`. ValueError if
-    a setting cannot be used, OSError if the system refuses.
+    It is a Unix socket if the host named a folder for sockets, as container runners do. Otherwise it is a TCP port of
+    127.0.0.1. Without TCP it is a Unix socket at `path()`, as in Go. Systems without Unix sockets use TCP.
+    ValueError if a setting of the host is not usable, OSError if the system refuses.
     """
     folder = environment.socket_dir
     if not folder or not UNIX_SOCKETS:
@@ -91,14 +96,14 @@ def listening_socket(environment: Environment, path: Callable[[], str]) -> tuple
 
 
 def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
-    """Return one at the first port that is free.
+    """Return a socket that listens on a free port, and its address.
 
-    OSError if TCP is refused altogether: the loopback interface is down, or a sandbox forbids it.
+    OSError if TCP does not work at all: the loopback interface is down, or a sandbox forbids it.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("127.0.0.1", 1))  # sends nothing; fails if the loopback interface is down
-    # From a random port on, not from the lowest as in Go: plugins that start together would race for each port in turn,
-    # and a caller that still knows the port of a plugin that has left would reach its successor.
+    # Start at a random port. Go starts at the lowest; then plugins that start together race for each port in turn, and
+    # a caller that still knows the port of a plugin that has left reaches its successor.
     first = int.from_bytes(os.urandom(4), "big") % len(ports)
     for port in (*ports[first:], *ports[:first]):
         try:
@@ -110,24 +115,24 @@ def _tcp_socket(ports: range) -> tuple[socket.socket, Address]:
             return listener, Address("tcp", f"127.0.0.1:{listener.getsockname()[1]}")
     raise ValueError(
         f"no port of 127.0.0.1 from PLUGIN_MIN_PORT={ports[0]} to PLUGIN_MAX_PORT={ports[-1]} is free:"
-        " end programs that listen there, or have the host allow more ports"
+        " end programs that listen there, or let the host allow more ports"
     )
 
 
 def unix_socket(path: str) -> tuple[socket.socket, Address]:
-    """Return one that listens at the path."""
+    """Return a Unix socket that listens at the path, and its address."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise OSError(f"no socket at {path} ({len(os.fsencode(path))} bytes): {error}") from error
+        raise OSError(f"cannot make a socket at {path} ({len(os.fsencode(path))} bytes): {error}") from error
     return listener, Address("unix", path)
 
 
 def give_to_group(address: Address, group: str) -> None:
-    """Let the group, a name or a gid, use the socket. If that fails, remove its file and raise OSError."""
+    """Let the group, a name or a gid, use the Unix socket. If that fails, remove the socket's file; OSError."""
     if not group or address.network != "unix":
         return
     import shutil
@@ -141,10 +146,10 @@ def give_to_group(address: Address, group: str) -> None:
 
 
 class PrivateFolder:
-    """A folder that only our user can enter, for sockets. It is known by its descriptor, not by its name.
+    """A folder for sockets that only our user can enter. We recognize it by its descriptor, not by its name.
 
-    It is made where Python's tempfile would make it, but never in the working directory, which is the user's. OSError
-    if there is no temporary folder in which files can be written.
+    It is made where Python's tempfile would make it, but never in the working directory: that is the user's.
+    OSError if no temporary folder is writable.
     """
 
     def __init__(self) -> None:
@@ -163,12 +168,10 @@ class PrivateFolder:
                     os.rmdir(self.path)
             else:
                 return
-        raise OSError(
-            f"no temporary folder for sockets: set TMPDIR to a folder that can be written ({'; '.join(reasons)})"
-        )
+        raise OSError(f"no temporary folder for sockets: set TMPDIR to a writable folder ({'; '.join(reasons)})")
 
     def _try_out(self) -> None:
-        """Write a file, which a full disk refuses, and lock the folder."""
+        """Write a file, to find out whether the disk is full, and lock the folder."""
         trial = os.path.join(self.path, "trial")
         try:
             with open(trial, "wb") as file:
@@ -176,25 +179,25 @@ class PrivateFolder:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(trial)
-        # Programs that clean /tmp leave alone what is locked (systemd-tmpfiles does). Network file systems may refuse.
+        # Programs that clean /tmp, such as systemd-tmpfiles, keep locked folders. Network file systems may refuse.
         with contextlib.suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def is_there(self) -> bool:
-        """Whether the path is still our folder: a cleaner may have removed it, and another user made a new one."""
+        """Whether the path is still our folder: a cleaner may have removed it, and another user may have made one."""
         try:
             return os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
         except OSError:
             return False
 
     def remove(self) -> None:
-        """Remove it, with what is in it."""
+        """Remove the folder and everything in it."""
         if self.is_there():
             remove_folder(self.path)
         os.close(self._descriptor)
 
     def remove_left_behind(self) -> None:
-        """Remove those beside it that a killed companion has left: our user's, a minute old, and locked by nobody."""
+        """Remove the folders beside it that killed companions left: our user's, over a minute old, and not locked."""
         with contextlib.suppress(OSError), os.scandir(os.path.dirname(self.path)) as beside:
             for other in beside:
                 if re.fullmatch(r"goplugin-[0-9a-f]{12}", other.name) and other.is_dir(follow_symlinks=False):
@@ -213,7 +216,7 @@ def _remove_if_left_behind(path: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a private folder by its name, if it is our user's."""
+    """Remove the private folder at this path, if our user owns it."""
     import shutil
 
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""Settings of the C library's memory, for large messages. Go needs none of this.
+"""Memory settings of the C library, for large messages. Go does not need them.
 
-On its way through protobuf and gRPC a message is copied several times, in buffers of its own size. With its ordinary
-settings glibc keeps such memory for each thread by itself, or gives it back to the system and fetches it again for
-each message, which costs more time than all else.
+protobuf and gRPC copy a message several times, each time into a buffer of its size. By default, glibc either keeps such
+buffers for each thread separately, or returns them to the system and asks for them again with each message. That costs
+more time than everything else.
 """
 
 import os
@@ -19,9 +19,9 @@ _KEPT = 64 * _MIB
 
 
 class Allocator:
-    """Uses one heap for all threads from now on, and keeps up to 64 MiB of free memory for the next message.
+    """Makes all threads share one heap from now on, and keeps up to 64 MiB of free memory for the next message.
 
-    Make it before threads are started. It does nothing without glibc, or if the environment has settings for glibc.
+    Create it before threads start. It does nothing without glibc, or if the environment has settings for glibc.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class Allocator:
         if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
             return
         try:
-            import ctypes  # some Pythons are built without
+            import ctypes  # some builds of Python lack it
 
             glibc = ctypes.CDLL(None)
             mallopt = glibc.mallopt
         except (ImportError, OSError, TypeError, AttributeError):
             return
         mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the highest value; setting it also keeps glibc from changing it
+        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the highest value; glibc then also stops adapting it
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
         if hasattr(glibc, "mallinfo2"):  # since glibc 2.33
             fields = [(name, ctypes.c_size_t) for name in _MALLINFO2.split()]
@@ -45,8 +45,8 @@ class Allocator:
             self._glibc = glibc
 
     def trim(self) -> None:
-        """Give back free memory beyond 64 MiB. By itself glibc does so only at the end of its heap."""
+        """Return free memory beyond 64 MiB to the system. glibc itself does so only at the end of its heap."""
         free = self._glibc.mallinfo2().fordblks if self._glibc else 0
-        if free > _KEPT and free != self._free:  # what was given back still counts as free
+        if free > _KEPT and free != self._free:  # returned memory still counts as free
             self._glibc.malloc_trim(0)
             self._free = self._glibc.mallinfo2().fordblks

@@ -1,4 +1,4 @@
-"""Plays a host, and says what works and what does not, for a plugin in any language.
+"""Plays the host of a plugin in any language, and reports what works and what does not.
 
 python -m goplugin check --cookie BASIC_PLUGIN=hello -- python plugin.py
 """
@@ -27,12 +27,12 @@ from goplugin.handshake import HandshakeConfig
 from goplugin.testing import Client, PluginError, parse_handshake, start
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
-PATIENCE = 5.0  # seconds until what should end has ended
+PATIENCE = 5.0  # seconds for answers, and for processes to end
 
 _LIST_SERVICES = b"\x3a\x00"  # ServerReflectionRequest(list_services="")
-_NOT_ITS_OWN = ("grpc.", "plugin.GRPCBroker", "plugin.GRPCController", "plugin.GRPCStdio")  # services of any plugin
-_MARKER = "GOPLUGIN_CHECK"  # by this variable we know the processes that the plugin has left
-_PROC = Path("/proc")  # where we look for them
+_NOT_ITS_OWN = ("grpc.", "plugin.GRPCBroker", "plugin.GRPCController", "plugin.GRPCStdio")  # services of every plugin
+_MARKER = "GOPLUGIN_CHECK"  # this variable identifies processes that the plugin leaves behind
+_PROC = Path("/proc")
 _HOST = """
 import json, sys, time
 sys.path[:], command, config, auto_mtls, timeout = json.loads(sys.argv[1])
@@ -46,7 +46,7 @@ with goplugin.testing.start(command, config, **options) as client:
 
 
 class Result(NamedTuple):
-    """Of one check. outcome: OK, NOTE (works, but a host or user misses something) or FAILED. cure: what to do."""
+    """One check. outcome: OK, FAILED, or NOTE (it works, but a host or user lacks something). cure: what to do."""
 
     check: str
     outcome: str
@@ -55,19 +55,19 @@ class Result(NamedTuple):
 
 
 class Check:
-    """The checks of one plugin; `run` yields their results."""
+    """The checks of one plugin. `run` yields their results."""
 
     def __init__(
         self, command: Sequence[str], handshake: HandshakeConfig, timeout: float, *, auto_mtls: bool | None = None
     ) -> None:
-        """timeout: seconds that the plugin has to start. auto_mtls: whether its host sets it; None tries both."""
+        """timeout: seconds for the plugin to start. auto_mtls: whether its host uses AutoMTLS; None tries both."""
         self._command, self._handshake, self._timeout = command, handshake, timeout
         self._kinds = (False, True) if auto_mtls is None else (auto_mtls,)
         self._marker = uuid.uuid4().hex
-        self._ran: list[bool] = []  # the sessions to whose end it ran: without AutoMTLS, with it
+        self._ran: list[bool] = []  # the sessions that the plugin survived: whether each used AutoMTLS
 
     def run(self) -> Iterator[Result]:
-        """Do all checks, in folders that are removed afterwards. Whatever the plugin leaves behind is ended."""
+        """Do all checks. At the end, remove all temporary files, and kill processes that the plugin left behind."""
         with tempfile.TemporaryDirectory(prefix="check") as temporary:
             self._temporary = Path(temporary)
             self._env = {**os.environ, _MARKER: self._marker, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary)}
@@ -86,13 +86,13 @@ class Check:
         name = "by hand"
         env = {key: value for key, value in self._env.items() if key != self._handshake.magic_cookie_key}
         try:
-            with tempfile.TemporaryFile() as stderr:  # a child may hold a pipe for longer than the process lives
+            with tempfile.TemporaryFile() as stderr:  # not a pipe: a child could hold it longer than the plugin lives
                 files: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr}
                 run = subprocess.run(self._command, env=env, timeout=self._timeout, check=False, **files)
                 stderr.seek(0)
                 said = stderr.read().decode(errors="replace").strip()
         except subprocess.TimeoutExpired:
-            return Result(name, FAILED, "it runs without the cookie", "exit if the cookie is missing, and say why")
+            return Result(name, FAILED, "it runs without the cookie", "exit without the cookie, and say why")
         if run.returncode == 0 or not said:
             text = f"exit code {run.returncode}, {len(said.splitlines())} lines on stderr"
             return Result(name, NOTE, text, "without the cookie, say on stderr that this is a plugin; exit with 1")
@@ -114,8 +114,8 @@ class Check:
                 name = f"{kind}runs"
                 for result in self._calls(client, auto_mtls=auto_mtls):
                     if result.outcome != OK:
-                        time.sleep(0.2)  # it may be about to end
-                    _must_run(client)  # or the result would mislead
+                        time.sleep(0.2)  # the plugin may be about to end
+                    _must_run(client)  # otherwise the result would mislead
                     yield result
                 time.sleep(0.2)
                 _must_run(client)
@@ -126,7 +126,7 @@ class Check:
         except PluginError as error:
             cure = "see the plugin's log above"
             if auto_mtls != self._kinds[-1]:
-                cure += "; what follows is tried with AutoMTLS alone"
+                cure += "; the following checks use AutoMTLS"
             elif error.exit_code is None and (self._ran or "line has no certificate" in str(error)):
                 cure = "honour PLUGIN_CLIENT_CERT: serve TLS, and put your certificate into the handshake line"
             yield Result(name, FAILED, str(error), cure)
@@ -139,21 +139,21 @@ class Check:
         if auto_mtls:
             yield self._strangers(client)
         if self._ran:
-            return  # all the rest was done without AutoMTLS
+            return  # the session without AutoMTLS has done the rest
         line = client.handshake_line
         yield Result("handshake line", OK, line)
         _, address, server_cert = parse_handshake(line)
         host = address.address.rpartition(":")[0]
         if address.network == "tcp" and not host.startswith(("127.", "[::1]", "localhost")):
-            yield Result("address", FAILED, f"it listens on {address.address}", "listen on 127.0.0.1 alone")
+            yield Result("address", FAILED, f"it listens on {address.address}", "listen only on 127.0.0.1")
         if server_cert and not auto_mtls:
             cure = "without PLUGIN_CLIENT_CERT send no certificate: a host without AutoMTLS panics on it"
-            yield Result("certificate", FAILED, "the line has one, though no AutoMTLS was asked for", cure)
+            yield Result("certificate", FAILED, "the line has one, but the host did not ask for AutoMTLS", cure)
         yield self._health(client)
         yield Result("version", OK, f"{client.version} of {list(self._handshake.protocol_versions)}")
         for name, stream, missed in (
-            ("stdio", client.streams[0], "serve plugin.GRPCStdio, or the host does not get what the plugin prints"),
-            ("broker", client.streams[1], "serve plugin.GRPCBroker, if host or plugin make further connections"),
+            ("stdio", client.streams[0], "serve plugin.GRPCStdio: it brings what the plugin prints to the host"),
+            ("broker", client.streams[1], "serve plugin.GRPCBroker if host or plugin need further connections"),
         ):
             time.sleep(0.1)
             if stream.is_active():
@@ -191,15 +191,15 @@ class Check:
                     return Result("services", OK, ", ".join(own))
                 cure = "add your service to the server; if it is there, reflection must list it too"
                 return Result("services", FAILED, "none of its own: a host has nothing to call", cure)
-        cure = "add grpc reflection: check, and tools such as grpcurl, list the services by it"
-        return Result("services", NOTE, "not known: the plugin has no reflection", cure)
+        cure = "add gRPC reflection: with it, check and tools such as grpcurl list the services"
+        return Result("services", NOTE, "unknown: the plugin has no reflection", cure)
 
     def _strangers(self, client: Client) -> Result:
         address = parse_handshake(client.handshake_line).address
         for who, pair in (("without a certificate", None), ("with another certificate", tls.make_certificate())):
             if _is_served(address, pair, self._temporary):
                 cure = "require the host's certificate; grpcio's own TLS cannot verify it (its key is P-521)"
-                return Result("AutoMTLS: strangers", FAILED, f"a caller {who} is let in", cure)
+                return Result("AutoMTLS: strangers", FAILED, f"the plugin serves a caller {who}", cure)
         return Result("AutoMTLS: strangers", OK, "refused")
 
     def _shutdown(self, kind: str, client: Client, seconds: float) -> Result:
@@ -216,16 +216,16 @@ class Check:
         while (pids := self._left(plugin)) and time.monotonic() < end:
             time.sleep(0.05)
         if pids:
-            return Result(name, FAILED, f"processes: {pids}", "end what the plugin has started")
+            return Result(name, FAILED, f"processes: {pids}", "end the processes that the plugin started")
         files = sorted(path.name for path in self._temporary.iterdir())
         if files:
-            return Result(name, NOTE, f"in TMPDIR: {', '.join(files)}", "remove files and sockets at the end")
-        return Result(name, OK, "nothing" if _PROC.is_dir() else "no files; processes cannot be found here")
+            return Result(name, NOTE, f"in TMPDIR: {', '.join(files)}", "remove files and sockets before exit")
+        return Result(name, OK, "nothing" if _PROC.is_dir() else "no files; this system does not list processes")
 
     def _stdout(self, kind: str, client: Client) -> Result:
         name = f"{kind}stdout"
         if client.after_handshake.strip():
-            cure = "write the handshake line alone to stdout: the host throws the rest away, and a long line blocks"
+            cure = "write only the handshake line to stdout: the host drops the rest, and a long line blocks"
             return Result(name, FAILED, f"after the line: {bytes(client.after_handshake[:100])!r}", cure)
         return Result(name, OK, "nothing but the line")
 
@@ -237,7 +237,7 @@ class Check:
                 return Result(name, FAILED, f"{wrong[0]} is not a string: a host panics", "write strings there")
         plain = [record for record in client.log if "@timestamp" not in record]
         if plain:
-            cure = "write hclog's JSON to stderr, or the host logs each line at debug"
+            cure = "write hclog's JSON to stderr; the host logs other lines at debug"
             example = str(plain[0].get("@message"))[:80]
             return Result(name, NOTE, f"{len(plain)} lines are plain text, such as {example!r}", cure)
         return Result(name, OK, f"{len(client.log)} records")
@@ -254,15 +254,15 @@ class Check:
             return Result("host dies", FAILED, "the plugin did not start")
         began = time.monotonic()
         if self._nothing_left("", pid).outcome == FAILED:
-            with contextlib.suppress(OSError):  # the others are ended in the end
+            with contextlib.suppress(OSError):  # run() kills the others
                 os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-            # As plugins in Go do.
+            # A note only: plugins in Go run on, too.
             cure = "end when the parent process is gone, or nobody reads stdout and stderr any more"
-            return Result("host dies", NOTE, f"the plugin runs on, {PATIENCE:g} s later", cure)
+            return Result("host dies", NOTE, f"the plugin still runs {PATIENCE:g} s later", cure)
         return Result("host dies", OK, f"the plugin ended {time.monotonic() - began:.2f} s later")
 
     def _left(self, plugin: int = 0) -> list[int]:
-        """The processes that have our marker in their environment. On Linux; elsewhere the plugin alone, by its pid."""
+        """Return the processes that have our marker in their environment. Without /proc, only the plugin itself."""
         marker, found = f"{_MARKER}={self._marker}".encode(), []
         for path in _PROC.glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
@@ -273,17 +273,17 @@ class Check:
 
 def _must_run(client: Client) -> None:
     if client.exit_code is not None:
-        raise client.error("plugin exited, though no host had called Shutdown")
+        raise client.error("plugin exited, although no host had called Shutdown")
 
 
 def _fields(messages: list[bytes], number: int) -> list[bytes]:
-    """Return the values of the field, which is text, bytes or a message, in all these messages of protobuf."""
+    """Return the values of a field, which is text, bytes or a message, in all these protobuf messages."""
     sets: Any = [unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)) for message in messages]
     return [field.data for one in sets for field in one if field.field_number == number]
 
 
 def _is_served(address: Address, pair: tuple[bytes, bytes] | None, folder: Path) -> bool:
-    """Whether the plugin talks HTTP/2 to a caller with this certificate and key."""
+    """Whether the plugin talks HTTP/2 to a caller with this certificate and key, PEM; None for no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""What a go-plugin host tells this process in its environment; Start in go-plugin's client.go sets it."""
+"""The environment variables by which a host configures its plugin. Start in go-plugin's client.go sets them."""
 
 import re
 from collections.abc import MutableMapping
@@ -10,12 +10,12 @@ _NAMES = "PLUGIN_(MIN_PORT|MAX_PORT|PROTOCOL_VERSIONS|CLIENT_CERT|MULTIPLEX_GRPC
 class Environment(NamedTuple):
     """The host's settings, parsed.
 
-    protocol_versions: the app protocol versions that the host can use; empty for old hosts, which do not send them.
-    ports: the TCP ports to choose from; port 0 stands for any.
-    client_cert: the host's certificate, PEM, under AutoMTLS; else empty.
+    protocol_versions: the app protocol versions that the host can use. Empty for old hosts, which do not send them.
+    ports: the TCP ports to choose from. Port 0 stands for any port.
+    client_cert: the host's certificate, PEM, under AutoMTLS; otherwise empty.
     multiplex: whether the host asked for broker multiplexing.
     socket_dir, socket_group: listen on a Unix socket in this folder, and let this group (name or gid) use it.
-    ignored: a sentence for each setting that could not be used.
+    ignored: a sentence for each setting that is invalid and was ignored.
     """
 
     protocol_versions: frozenset[int] = frozenset()
@@ -36,7 +36,7 @@ def take(environ: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def parse(variables: dict[str, str]) -> Environment:
-    """Parse what `take` returned. ValueError if the host's port range is not usable."""
+    """Parse what `take` returned. ValueError if the host's range of ports is invalid."""
     low, high = _port(variables, "PLUGIN_MIN_PORT"), _port(variables, "PLUGIN_MAX_PORT")
     if low > high:
         raise ValueError(f"PLUGIN_MIN_PORT={low} is greater than PLUGIN_MAX_PORT={high}")

@@ -1,4 +1,4 @@
-"""Hosts that `check` and `new` know by name; docs/hosts.md says where each host's source has these values."""
+"""The hosts that `check` and `new` know by name. docs/hosts.md says where each host's source has these values."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ _VAULT = "VAULT_BACKEND_PLUGIN=6669da05-b1c8-4f49-97d9-c8e5bed98e20"
 _DATABASE = "VAULT_DATABASE_PLUGIN=926a0820-aea2-be28-51d6-83cdf00e8edb"
 _NOMAD = "NOMAD_PLUGIN_MAGIC_COOKIE=e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255"
 _TFLINT = "TFLINT_RULESET_PLUGIN=5adSn1bX8nrDfgBqiAqqEkC6OE1h3iD8SqbMc5UUONx8x3xCF0KlPDsBRNDjoYDP"
-_SPIRE = (  # of the server and of the agent; the cookie is the type, twice
+_SPIRE = (  # types of plugins of SPIRE's server and agent; the cookie's key and value are both the type
     "BundlePublisher", "CredentialComposer", "KeyManager", "NodeAttestor", "Notifier", "UpstreamAuthority",
     "SVIDStore", "WorkloadAttestor",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""An interceptor for what grpc leaves open: calls that it would not answer or not log, and methods nobody wrote."""
+"""The interceptor: it answers calls that gRPC would leave hanging, and logs errors of handlers and unknown methods."""
 
 import collections
 import logging
@@ -30,28 +30,28 @@ _log = log.get_logger("goplugin")
 
 
 class Interceptor(grpc.ServerInterceptor):
-    """Sees each call of the plugin's services.
+    """Wraps the handler of each method that the plugin serves.
 
     grpc never answers a call whose handler raises SystemExit, KeyboardInterrupt or asyncio.CancelledError, or an
-    Exception whose text UTF-8 cannot express. Other exceptions it answers, but its log does not name the method.
+    Exception whose text is not valid UTF-8. It answers other exceptions, but its log does not name the method.
 
     consulted: whether a server has asked this interceptor for a handler.
     on_method(handler_call_details, handler): called at the first call of each method.
     """
 
     def __init__(self, threads: Executor) -> None:
-        """threads: for health and reflection, which answer however many of the plugin's own handlers are stuck."""
+        """threads: for health and reflection, which must answer even if all of the plugin's own handlers are stuck."""
         self.consulted = False
         self.on_method: Callable[[Any, Any], None] = lambda details, handler: None
-        self._running: set[Running] = set()  # the plugin's own handlers that run in threads
+        self._running: set[Running] = set()  # the plugin's own handlers that run in threads now
         self._threads = threads
         self._pid = os.getpid()
-        self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and what we return for it
-        self._served: dict[str, list[str]] = {}  # methods by service; found out at the first call of one that is not
-        self._missing: set[str] = set()  # services that a caller asked for
+        self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: grpc's handler, and the one we return instead
+        self._served: dict[str, list[str]] = {}  # methods by service; filled at the first call of an unknown method
+        self._missing: set[str] = set()  # services that a caller asked for in vain
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the method's handler, with what raises in it answered."""
+        """Return the method's handler, wrapped; None if there is no such method."""
         self.consulted = True
         handler = continuation(handler_call_details)
         if handler is None and not self._served:
@@ -59,7 +59,7 @@ class Interceptor(grpc.ServerInterceptor):
         return self._return(handler, handler_call_details)
 
     def _return(self, handler: Any, handler_call_details: Any) -> Any:
-        """Return the handler, with what raises in it answered; None if there is none."""
+        """Return the wrapped handler; None if there is no such method."""
         method = handler_call_details.method
         if handler is None and service_of(method) in REFLECTION:
             handler = reflection_handler(set(self._served))
@@ -74,11 +74,11 @@ class Interceptor(grpc.ServerInterceptor):
         return guarded
 
     def _tell_missing(self, method: str) -> None:
-        """Log a call of what nobody wrote. Hosts try optional methods all the time, but services seldom."""
+        """Log a call of an unknown method. Hosts often try optional methods, but seldom optional services."""
         service = service_of(method)
         if method.startswith("/grpc.health."):
             _log.error(
-                "the host calls the health service, and there is none: call add_HealthServicer_to_server in main()"
+                "the host calls the health service, but there is none: call add_HealthServicer_to_server in main()"
             )
         elif service in self._served or method.startswith(ALWAYS):
             there = ", ".join(self._served.get(service, ["nothing"]))
@@ -95,14 +95,14 @@ class Interceptor(grpc.ServerInterceptor):
     def _guard(self, handler: Any, method: str) -> Any:
         name, behavior = behavior_of(handler)
         if hasattr(behavior, "experimental_thread_pool"):
-            return handler  # one of our own, see services/__init__.py
+            return handler  # a service of goplugin's, see services/__init__.py
         guarded: Any = self._in_this_thread(behavior, method, handler)
-        if method.startswith(OURS):  # of ours only where another interceptor has wrapped it
+        if method.startswith(OURS):  # ALWAYS, and a service of goplugin's that another interceptor has wrapped
             guarded.experimental_thread_pool = self._threads
         return handler._replace(request_deserializer=parser_of(handler, method), **{name: guarded})
 
     def _in_this_thread(self, behavior: Callable[..., Any], method: str, handler: Any) -> Callable[..., Any]:
-        """Return the method's function, with what raises in it answered."""
+        """Return the method's function, wrapped: what it raises is answered, what it returns is checked."""
         check = response_check(handler, method)
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
@@ -121,23 +121,23 @@ class Interceptor(grpc.ServerInterceptor):
         return streaming if handler.response_streaming else unary
 
     def leave_child(self, error: BaseException | None = None) -> None:
-        """End a child that a handler made by os.fork(): it must not go on as a thread of the pool."""
+        """End this process if a handler made it with os.fork(): it must not go on as a thread of the pool."""
         if os.getpid() != self._pid:
             code = error.code if isinstance(error, SystemExit) else int(error is not None)
             os._exit(code if isinstance(code, int) else int(code is not None))
 
     def answer(self, error: BaseException, context: Any, method: str) -> None:
-        """Log the error, and end the call with its text."""
+        """Log what a handler raised, and end the call with its text."""
         self.leave_child(error)
         code, details = context.code(), context.details()
         if isinstance(error, NotImplementedError) and code is grpc.StatusCode.UNIMPLEMENTED:
-            # As generated code does. Hosts try optional methods all the time.
+            # Generated code raises this for methods that the servicer does not define. Hosts often try such methods.
             _log.debug("%s is not implemented: the servicer's class does not define it", method)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
         plain = isinstance(error, Exception) and not error.args
         aborted = isinstance(error, grpc.aio.AbortError) or (plain and code and details is not None)
         if aborted or (isinstance(error, grpc.RpcError) and not context.is_active()):
-            return  # context.abort() raised it; or grpc, to say that the caller has left
+            return  # context.abort() raised it, or grpc raised it because the caller has left
         log_error(error, method)
         context.abort(*status_of(error, context))
 
@@ -146,16 +146,16 @@ class Interceptor(grpc.ServerInterceptor):
         return list(self._running)
 
     def warn_full(self) -> None:
-        """Log that all threads are taken, and by what."""
+        """Log that all threads are busy, and with which methods."""
         _log.warning(
-            "all threads are taken, and further calls wait: %s. A handler has to end when its caller has left: see"
-            " context.add_callback(). If the callers are there, raise the limit: goplugin.Workers(max_threads=...)",
+            "all threads are busy, and further calls wait: %s. A handler must end when its caller has left: see"
+            " context.add_callback(). If the callers still wait, raise the limit: goplugin.Workers(max_threads=...)",
             summary(self._running),
         )
 
 
 class Running:
-    """A handler that runs in this thread. For a `with` around it: what it raises is answered."""
+    """A handler that runs in this thread. Use it in a `with` around the handler: it answers what the handler raises."""
 
     __slots__ = ("_interceptor", "context", "method", "since")
 
@@ -164,16 +164,16 @@ class Running:
         self.since = time.monotonic()
 
     def has_lost_its_caller(self) -> bool:
-        """Whether nobody waits for its response. False for an `async def` handler: there it is not known."""
+        """Whether the caller has left. False for an `async def` handler: grpc.aio does not tell."""
         return hasattr(self.context, "is_active") and not self.context.is_active()
 
     def __enter__(self) -> None:
-        """Remember it, if it is the plugin's own."""
+        """Remember the handler, if it is the plugin's own."""
         if not self.method.startswith(OURS):
             self._interceptor._running.add(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Answer what it raised."""
+        """Answer what the handler raised."""
         self._interceptor._running.discard(self)
         if error and not isinstance(error, GeneratorExit):
             self._interceptor.answer(error, self.context, self.method)
@@ -181,7 +181,7 @@ class Running:
 
 
 def summary(running: Iterable[Running]) -> str:
-    """Return their methods with how many there are, how long they run, and how many have lost their caller."""
+    """Return, for each method, how many handlers run, for how long, and how many have lost their caller."""
     now, by_method = time.monotonic(), collections.defaultdict[str, list[Running]](list)
     for call in list(running):
         by_method[call.method].append(call)
@@ -200,15 +200,15 @@ def log_error(error: BaseException, method: str) -> None:
 
 
 def status_of(error: BaseException, context: Any) -> tuple[grpc.StatusCode, str]:
-    """Return the status of a call whose handler raised it."""
+    """Return the code and details for a call whose handler raised this error."""
     code, details = context.code(), context.details() or text_of(error)
-    if isinstance(details, bytes):  # grpc's, for threads
+    if isinstance(details, bytes):  # grpc's contexts for threads return bytes
         details = details.decode()
     return grpc.StatusCode.UNKNOWN if code in (None, grpc.StatusCode.OK) else code, details
 
 
 def text_of(error: BaseException) -> str:
-    """Return what the caller hears of it, as grpc words it."""
+    """Return the text for the caller, worded as grpc words it."""
     name = type(error).__name__
     try:
         text = sendable(str(error))
@@ -220,14 +220,14 @@ def text_of(error: BaseException) -> str:
 
 
 def sendable(text: str) -> str:
-    """Return the text as UTF-8 can express it, which the names of files may not be."""
+    """Return the text with everything escaped that UTF-8 cannot express, such as parts of some file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def check_health(method: str, request: Any, context: Any) -> None:
-    """After a health check of the host's: log if the health service does not know the name."""
+    """After the host's health check: log an error if the health service does not know the name "plugin"."""
     if method == HEALTH_CHECK and request.service == "plugin" and context.code() is grpc.StatusCode.NOT_FOUND:
         _log.error(
-            'the host asks the health service for the name "plugin", which it does not know: call'
+            'the host asks the health service for the name "plugin", but the service does not know it: call'
             ' health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING) in main()'
         )

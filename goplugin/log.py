@@ -1,9 +1,8 @@
-"""Python's `logging` as the host's log reads it: one hclog JSON object per line on the real stderr.
+"""Writes `logging` records for the host's log: one hclog JSON object per line on the real stderr.
 
-Mirrors the output of go-hclog, which plugins in Go log with, and what go-plugin's log_entry.go and client.go
-(logStderr) accept: the host panics if @message, @level or @timestamp is not a string. It takes the line for plain text
-if @timestamp does not have exactly six digits of a second, or the line is over 64 KiB. It does not know "warning", only
-"warn".
+Mirrors the output of go-hclog, which plugins in Go use, and what go-plugin's log_entry.go and client.go (logStderr)
+accept. The host panics if @message, @level or @timestamp is not a string. It takes the line for plain text if the
+seconds of @timestamp do not have exactly six decimals, or the line is over 64 KiB. It knows "warn", but not "warning".
 """
 
 import atexit
@@ -25,7 +24,7 @@ from goplugin.state import STATE
 
 LEVEL_VARIABLE = "PLUGIN_LOG_LEVEL"
 
-# Said of a module that is missing. That named grpc is in the package grpcio, so "pip install grpc" would be wrong.
+# For a missing module. It names no package: the module grpc is in grpcio, so "pip install grpc" would be wrong.
 ADVICE = f" (is it installed for {sys.executable}? pip install -r requirements.txt, or -e . with pyproject.toml, helps)"
 
 _TRACE = 5
@@ -34,18 +33,18 @@ _LEVELS |= {"warning": logging.WARNING, "error": logging.ERROR, "off": logging.C
 
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-# Loggers of our own, because logging.config disables or redirects the loggers that it finds.
+# goplugin has its own loggers, because logging.config disables or redirects all loggers that it finds.
 _root = logging.RootLogger(_TRACE)
 _manager = logging.Manager(_root)
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return a logger of goplugin's own, which the plugin's logging configuration does not reach."""
+    """Return a logger of goplugin's. The plugin's logging configuration does not change it."""
     return _manager.getLogger(name)
 
 
 def take_over() -> None:
-    """Log from now on, in the host's log, our own records and whatever ends the plugin."""
+    """From now on, write our own records and uncaught exceptions to the host's log."""
     send_to(HclogHandler())
     let_info_pass()
     sys.excepthook = _log_uncaught
@@ -55,7 +54,7 @@ def take_over() -> None:
 
 
 def let_info_pass() -> None:
-    """Set the root logger's level to info. At import: a level that the plugin's code sets later stays."""
+    """Set the root logger's level to info. Call it at import, so that a level set by the plugin's code stays."""
     if logging.root.level == logging.WARNING:  # as Python sets it
         logging.root.setLevel(logging.INFO)
 
@@ -69,16 +68,16 @@ def give_back() -> None:
 
 
 def send_to(handler: logging.Handler) -> None:
-    """Send goplugin's own records there, and nowhere else."""
+    """Send goplugin's own records to this handler alone."""
     _root.handlers[:] = [handler]
 
 
 def set_up(for_person: logging.Handler | None = None) -> None:
-    """Send what `logging` is given to the host's log, and warnings too.
+    """Send the plugin's `logging` records and warnings to the host's log.
 
     The environment variable PLUGIN_LOG_LEVEL sets the root logger's level: trace, debug, info, warn, error or off.
-    Without it a level that the plugin's code has set stays; if it has set none, the level is info.
-    for_person: a handler instead, for a person who runs the plugin by hand.
+    Without it, a level that the plugin's code has set stays; the default is info.
+    for_person: use this handler instead, for a person who runs the plugin by hand.
     """
     logging.addLevelName(_TRACE, "TRACE")
     handler = for_person or HclogHandler()
@@ -92,7 +91,7 @@ def set_up(for_person: logging.Handler | None = None) -> None:
         _root.setLevel(level)
     elif name:
         known = ", ".join(level for level in _LEVELS if level != "warning")
-        get_logger("goplugin").warning("%s=%s is not a level (%s): it is ignored", LEVEL_VARIABLE, name, known)
+        get_logger("goplugin").warning("%s=%s is not a level (%s): ignored", LEVEL_VARIABLE, name, known)
     for other in root.handlers[:]:
         # logging.basicConfig() was called: the same records would arrive a second time, as plain text.
         if type(other) is logging.StreamHandler and other.stream in (sys.stdout, sys.stderr):
@@ -105,10 +104,10 @@ def set_up(for_person: logging.Handler | None = None) -> None:
 
 
 def exit_with(message: str) -> NoReturn:
-    """End the process with exit code 1 after telling what happened and what to do.
+    """End the process with exit code 1. message: what happened, and what to do.
 
-    Under a host that is a record at error, and a line on its stdout if the handshake line was not printed yet: the
-    host quotes that in its own error. For a person it is a text on stderr.
+    A host gets it as a record at error. If the handshake line was not printed yet, it also gets the first line on
+    stdout, which it quotes in its own error. A person gets the text on stderr.
     """
     if STATE.standard_streams.host_stdout < 0:
         print(message, file=sys.stderr)
@@ -122,30 +121,30 @@ def exit_with(message: str) -> NoReturn:
 
 
 class HclogHandler(logging.Handler):
-    """Writes each record as one line of hclog's JSON to the real stderr. It never raises."""
+    """Writes each record as one line of hclog's JSON to the real stderr. Never raises."""
 
     def __init__(self, write: Callable[[bytes], None] = STATE.standard_streams.write_record) -> None:
-        """write: what takes the lines instead."""
+        """write(line): takes each line, as bytes with its newline, instead of stderr."""
         super().__init__()
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it, whole, whatever it holds; not at all when nobody reads it."""
+        """Write the record, whatever it holds. Drop it if nobody reads the log."""
         try:
             line = hclog_line(record)
-        except Exception as error:  # somebody broke attributes that logging itself sets
+        except Exception as error:  # other code broke attributes that logging itself sets
             broken = logging.LogRecord("goplugin", logging.ERROR, "", 0, "no record: %s", (_repr(error),), None)
             line = hclog_line(broken)
-        # Nobody reads the log of a plugin that has outlived its host: that must not stop it.
+        # Nobody reads the log of a plugin that outlived its host. The plugin must go on.
         with contextlib.suppress(OSError):
             self._write(line)
 
 
 def hclog_line(record: logging.LogRecord) -> bytes:
-    """The record as a line of hclog's JSON: ASCII, at most 64 KiB, whatever the record holds.
+    """Return the record as a line of hclog's JSON: ASCII, at most 64 KiB, whatever the record holds.
 
-    Each key of the record's `extra` becomes a pair; an exception or a stack becomes the pair "stacktrace". A value
-    that JSON cannot express becomes its repr(). If the line is too long, its longest texts are cut, and say how much.
+    Each key of the record's `extra` becomes a pair. An exception or a stack becomes the pair "stacktrace". A value that
+    JSON cannot express becomes its repr(). If the line is too long, its longest texts are cut; each says by how much.
     """
     pairs: dict[str, Any] = {}
     try:
@@ -153,7 +152,7 @@ def hclog_line(record: logging.LogRecord) -> bytes:
     except Exception as error:  # arguments that do not fit the format, a __str__ that raises
         message = _repr(record.msg)
         pairs = {"args": _repr(record.args), "format_error": _repr(error)}
-    # A pair named "@level" would replace the record's own and, not being a string, end the host.
+    # A pair named "@level" would replace the record's own. If it is not a string, the host would panic.
     extra = ((str(key), value) for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES)
     pairs |= {f"_{key}" if key.startswith("@") else key: value for key, value in extra}
     if record.exc_info:
@@ -179,12 +178,12 @@ def _timestamp(seconds: float) -> str:
 
 
 def _json(value: Any) -> str:
-    """The value as JSON that the host can read; its repr(), as a JSON string, if JSON has no such value."""
+    """Return the value as JSON that the host can read. If JSON cannot express it, return its repr() as a string."""
     try:
         text = json.dumps(value, allow_nan=False)
-    except Exception:  # no such type, NaN, a circle, a dict that another thread changes
+    except Exception:  # a type unknown to JSON, NaN, a circle, a dict that another thread changes
         return json.dumps(_repr(value))
-    # Numbers are float64 to the host: an id beyond 2**53 would be another one, and 1e309, wherever, no line at all.
+    # The host reads numbers as float64. It would change an id beyond 2**53, and reject a line that has 1e309 anywhere.
     if not isinstance(value, str) and ((type(value) is int and abs(value) > 2**53) or re.search(r"\d{300}", text)):
         return json.dumps(text)
     return text
@@ -205,7 +204,7 @@ def _traceback(exc_info: Any) -> str:
 
 
 def _fit(fields: dict[str, str]) -> str:
-    """The fields, each value already JSON, as one line within the limit."""
+    """Return the fields, whose values are JSON already, as one line within the limit."""
     line, cut = _line(fields), fields.copy()
     longest = sorted(fields.keys() - {"@level", "@timestamp"}, key=lambda key: len(fields[key]), reverse=True)
     for key in longest[:10]:
@@ -218,7 +217,7 @@ def _fit(fields: dict[str, str]) -> str:
             keep = keep * 9 // 10
         cut[key] = json.dumps(f"{text[:keep]}... ({len(text) - keep} characters cut)")
         line = _line(cut)
-    if len(line) > LINE_LIMIT:  # so many pairs, or such long names, that it is not the values that are too long
+    if len(line) > LINE_LIMIT:  # not the values are too long: there are too many pairs, or their names are too long
         own = {key: value for key, value in fields.items() if key.startswith("@")}
         return _fit(own | {"pairs_cut": str(len(fields) - len(own))})
     return line
@@ -229,12 +228,12 @@ def _line(fields: dict[str, str]) -> str:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """In the place of sys.excepthook: main() ends by this."""
+    """Replaces sys.excepthook: this exception ends main()."""
     if not STATE.by_host or STATE.is_child():
         get_logger("goplugin").critical("uncaught exception in a child process", exc_info=(kind, error, trace))
         return
     if STATE.failed:
-        return  # it was logged early
+        return  # the exception was logged already
     STATE.failed = True
     text = _summary(kind, error) + ADVICE * isinstance(error, ModuleNotFoundError)
     get_logger("goplugin").critical("the plugin ends: %s", text, exc_info=(kind, error, trace))
@@ -242,7 +241,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 
 
 def _log_exit_text() -> None:
-    """At exit: sys.exit("text") has ended main(), and the interpreter has printed the text."""
+    """At exit: if sys.exit("text") ended main(), log the text that the interpreter printed."""
     text = STATE.standard_streams.exit_text.strip()
     if text and not STATE.failed and not STATE.is_child():
         STATE.failed = True

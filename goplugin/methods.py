@@ -1,7 +1,7 @@
-"""A plugin's methods, as grpc's handlers and protobuf's descriptors tell of them; and the reflection service.
+"""What grpc's handlers and protobuf's descriptors say about a plugin's methods; and the reflection service.
 
-Reflection is what go-plugin's grpc_server.go registers: a tool such as grpcurl lists and calls the services. What it
-needs is imported on first use, so it costs nothing at start-up.
+go-plugin's grpc_server.go registers reflection too: with it, a tool such as grpcurl lists and calls the services. Its
+modules are imported on first use, so it costs nothing at start-up.
 """
 
 import contextlib
@@ -14,28 +14,28 @@ import grpc
 
 from goplugin import log
 
-_V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same, before and after it was declared stable
+_V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"  # the same service, before and after it became stable
 REFLECTION = {f"{_V1ALPHA}.ServerReflection", f"{_V1}.ServerReflection"}
 
 _log = log.get_logger("goplugin")
 
 
 def service_of(method: str) -> str:
-    """Return "grpc.health.v1.Health" for "/grpc.health.v1.Health/Check"."""
+    """Return the service of a method: "grpc.health.v1.Health" for "/grpc.health.v1.Health/Check"."""
     return method.rpartition("/")[0].removeprefix("/")
 
 
 def behavior_of(handler: Any) -> tuple[str, Any]:
-    """Return the field of a grpc.RpcMethodHandler that has the method's function, and the function."""
+    """Return the method's function, after the name of the field of grpc.RpcMethodHandler that holds it."""
     requests, responses = ("stream" if streams else "unary" for streams in handler[:2])
     name = f"{requests}_{responses}"
     return name, getattr(handler, name)
 
 
 def described_calls(handler_call_details: Any) -> Iterator[Any]:
-    """Return the details of a call of each method that an imported module describes.
+    """Yield the details of a call for each method that an imported module describes.
 
-    grpc has no public list of a server's services. But it tells for each method whether the server has it.
+    grpc has no public list of a server's services, but it says for each method whether the server has it.
     """
     for module in list(sys.modules.values()):
         descriptor: Any = getattr(module, "__dict__", {}).get("DESCRIPTOR")
@@ -46,7 +46,7 @@ def described_calls(handler_call_details: Any) -> Iterator[Any]:
 
 
 def by_service(calls: Iterable[Any]) -> dict[str, list[str]]:
-    """Return {"grpc.health.v1.Health": ["Check", "Watch"]} for the details of such calls."""
+    """Return the called methods by service, such as {"grpc.health.v1.Health": ["Check", "Watch"]}."""
     services: dict[str, set[str]] = {}
     for call in calls:
         services.setdefault(service_of(call.method), set()).add(call.method.rpartition("/")[2])
@@ -54,7 +54,7 @@ def by_service(calls: Iterable[Any]) -> dict[str, list[str]]:
 
 
 def reflection_handler(services: set[str]) -> Any:
-    """Return what answers the reflection service's method; None if grpcio-reflection is not installed."""
+    """Return the handler of the reflection service's method; None if grpcio-reflection is not installed."""
     try:
         from grpc_reflection.v1alpha import reflection, reflection_pb2
     except ImportError as error:
@@ -69,7 +69,7 @@ def reflection_handler(services: set[str]) -> Any:
 
 
 def _describe_v1(v1alpha: Any) -> None:
-    """Add the description of grpc.reflection.v1, which grpcio-reflection lacks, to the descriptor pool."""
+    """Describe grpc.reflection.v1 in the descriptor pool. grpcio-reflection describes only v1alpha."""
     from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 
     description = descriptor_pb2.FileDescriptorProto()
@@ -77,11 +77,11 @@ def _describe_v1(v1alpha: Any) -> None:
     text = text_format.MessageToString(description).replace("v1alpha", "v1")
     descriptor_pool.Default().Add(
         text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
-    )  # a second time does no harm
+    )  # adding it again is harmless
 
 
 def parser_of(handler: Any, method: str) -> Any:
-    """Return the handler's request_deserializer, with what it raises logged: grpc does not name the method."""
+    """Return the handler's request_deserializer, wrapped: it logs errors with the method, which grpc does not name."""
     parse = handler.request_deserializer
 
     def parsed(data: bytes) -> Any:
@@ -89,24 +89,24 @@ def parser_of(handler: Any, method: str) -> Any:
             return parse(data)
         except Exception as error:
             kind: Any = getattr(parse, "__self__", None)
-            expected = kind.DESCRIPTOR.full_name if hasattr(kind, "DESCRIPTOR") else "request"
-            _log.error("%s: what came is no %s: %d bytes, %.40r (%s)", method, expected, len(data), data, error)
+            expected = kind.DESCRIPTOR.full_name if hasattr(kind, "DESCRIPTOR") else "the request"
+            _log.error("%s: cannot parse %s: %d bytes, %.40r (%s)", method, expected, len(data), data, error)
             raise
 
     return parse and parsed
 
 
 def response_check(handler: Any, method: str) -> Callable[[Any], None]:
-    """Return a function that raises TypeError if what a handler returns is not the method's response.
+    """Return a function that raises TypeError if a handler's response is not of the method's type.
 
-    protobuf would serialize a message of any other type, and the host would take it for the right one.
+    Without it, protobuf would serialize a message of another type, and the host would misread it.
     """
     expected = ""
     generated = getattr(handler.response_serializer, "__name__", "") == "SerializeToString"
     if generated and service_of(method) not in REFLECTION:
         from google.protobuf import descriptor_pool
 
-        with contextlib.suppress(KeyError):  # its description is in a pool of its own
+        with contextlib.suppress(KeyError):  # the service is described in another pool
             described: Any = descriptor_pool.Default().FindMethodByName(method[1:].replace("/", "."))
             expected = described.output_type.full_name
 
@@ -117,6 +117,6 @@ def response_check(handler: Any, method: str) -> Callable[[Any], None]:
             if inspect.iscoroutine(response):
                 response.close()
                 what = "coroutine: `async def` is for goplugin.aio"
-            raise TypeError(f"{method} must return a {expected}, and returned a {what}")
+            raise TypeError(f"{method} must return a {expected}, but returned a {what}")
 
     return check

@@ -1,4 +1,4 @@
-"""Makes a project: a plugin that works, for you to change.
+"""Makes a new project with a working plugin, for you to change.
 
 python -m goplugin new notes
 """
@@ -14,26 +14,26 @@ from goplugin.hosts import HOSTS
 from goplugin.version import __version__
 
 HERE = Path(__file__).resolve().parent
-# The files are those of goplugin's own project; pyproject.toml puts them into the wheel, in template/.
+# The files come from goplugin's own project. pyproject.toml puts them into the wheel, in template/.
 SOURCE = HERE / "template" if (HERE / "template").exists() else HERE.parent
-# Of what is copied; the packages go to pyproject.toml.
+# Files that are not copied. The packages in requirements.txt go to pyproject.toml.
 SKIPPED = shutil.ignore_patterns("__pycache__", ".*_cache", "template", "requirements.txt")
-SCRIPTS = ("dist", "fetch", "standalone")  # of examples: people run them in the project's folder
+SCRIPTS = ("dist", "fetch", "standalone")  # modules of examples that are not installed: people run them in the folder
 COOKIE = "BASIC_PLUGIN=hello"
 HANDSHAKE = '(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")'
-PROGRAMS = {"grafana": "gpx_", "terraform": "terraform-provider-", "tflint": "tflint-ruleset-"}  # what hosts look for
-OLDEST_PYTHON = {"terraform": "3.11"}  # of its framework
+PROGRAMS = {"grafana": "gpx_", "terraform": "terraform-provider-", "tflint": "tflint-ruleset-"}  # for hosts
+OLDEST_PYTHON = {"terraform": "3.11"}  # its framework needs it
 
 
 def requirements(path: Path) -> list[str]:
-    """Return the packages that this file of requirements names; none if it is not there."""
+    """Return the packages that this requirements file names; [] if it does not exist."""
     return re.findall(r"^\w.*", path.read_text(encoding="utf-8"), re.MULTILINE) if path.exists() else []
 
 
 def modules(origin: Path) -> re.Pattern[str]:
-    """Return what matches the names of the modules to install, in names of files and in imports.
+    """Return a pattern that matches the names of the example's modules, in file names and imports.
 
-    All packages in a venv share these names, so that of the project goes in front of them.
+    All packages in a venv share one space of names, so the project's name goes in front of each.
     """
     stems = sorted({path.stem for path in origin.glob("*.py")}.difference(SCRIPTS))
     names = "|".join(stem for stem in stems if "_pb2" not in stem)
@@ -41,14 +41,14 @@ def modules(origin: Path) -> re.Pattern[str]:
 
 
 def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, copy: bool) -> None:
-    """Write the project's files. origin: the folder of plugin.py. filled: what replaces which text in them."""
+    """Write the project's files. origin: the folder with plugin.py. filled: replacements, by the text they replace."""
     plugin = (origin / "plugin.py").read_text(encoding="utf-8")
     library, own = requirements(SOURCE / "requirements.txt"), requirements(origin / "requirements.txt")
     goplugin = library if copy else [f"goplugin[reflection]>={__version__}"]
     developing = requirements(SOURCE / "requirements-dev.txt")
     if "import goplugin" in plugin:
         own = goplugin + [package for package in own if package not in library]
-    else:  # its tests need it
+    else:  # only its tests need goplugin
         developing += goplugin
     program = PROGRAMS.get(origin.name, "")
     program += name.removeprefix(program)
@@ -65,7 +65,7 @@ def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, co
     }
 
     def write(source: str | Path, target: str | Path) -> None:
-        text = Path(source).read_text(encoding="utf-8").replace("gpx_sensors", program)  # of examples/grafana
+        text = Path(source).read_text(encoding="utf-8").replace("gpx_sensors", program)  # examples/grafana's
         text = renamed.sub(rf"{prefix}_\g<0>", text)
         for before, after in filled.items():
             text = text.replace(before, after)
@@ -86,32 +86,34 @@ def make(folder: Path, origin: Path, name: str, filled: Mapping[str, str], *, co
 
 
 def plugin(example: str | None) -> str:
-    """Return the text of the example's plugin.py; of goplugin's own if there is no example."""
+    """Return the text of the example's plugin.py; without an example, of goplugin's own."""
     return (SOURCE / (f"examples/{example}" if example else "") / "plugin.py").read_text(encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; return 0. SystemExit, with 2, for wrong arguments."""
+    """Run the command line. Return 0. SystemExit, with 2, for wrong arguments."""
     examples = sorted(path.parent.name for path in SOURCE.glob("examples/*/plugin.py"))
     parser = argparse.ArgumentParser(prog="python -m goplugin new", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", metavar="DIR", type=Path, help="an empty folder, or one that is not there yet")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="an empty folder, or a new one")
     parser.add_argument("--from", dest="example", metavar="EXAMPLE", help=f"start from {', '.join(examples)}")
-    parser.add_argument("--name", help="the project's name; DIR's, if left out")
+    parser.add_argument("--name", help="the project's name; by default DIR's")
     host = parser.add_mutually_exclusive_group()
-    host.add_argument("--host", choices=HOSTS, metavar="HOST", help=f"your host, if it is one of {', '.join(HOSTS)}")
+    host.add_argument("--host", choices=HOSTS, metavar="HOST", help=f"your host: {', '.join(HOSTS)}")
     host.add_argument("--cookie", default=COOKIE, metavar="KEY=VALUE", help="the magic cookie of another host")
     parser.add_argument("--protocol-version", type=int, action="append", metavar="N", help="repeat it for several")
     parser.add_argument("--copy", action="store_true", help="copy goplugin/ in, instead of depending on it")
     options = parser.parse_args(arguments)
     folder, name = options.folder, options.name or options.folder.resolve().name
     if not (SOURCE / "starter").exists():
-        parser.error(f"{HERE} is a copy, without the files that a new project needs: run an installed goplugin")
+        parser.error(f"{HERE} is a copy without the files for new projects: run an installed goplugin")
     if options.example and options.example not in examples:
-        parser.error(f"--from is one of {', '.join(examples)}; {options.example!r} is not")
+        parser.error(f"there is no example {options.example!r}: --from is one of {', '.join(examples)}")
     if not re.fullmatch(r"[A-Za-z]([\w.-]*[A-Za-z0-9])?", name, re.ASCII) or name.lower() in ("goplugin", "test"):
-        parser.error(f"{name!r} cannot be the project's name: choose one by --name, of letters, digits, '-', '_', '.'")
+        parser.error(
+            f"{name!r} cannot be the project's name: choose one with --name, of letters, digits, '-', '_', '.'"
+        )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        parser.error(f"{folder} is there already: choose a folder that is not, or is empty")
+        parser.error(f"{folder} exists already: choose a new folder, or an empty one")
     key, _, value = options.cookie.partition("=")
     if not (key and value):
         parser.error(f"--cookie needs KEY=VALUE, such as {COOKIE}")
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
     own, filled = plugin(options.example), {}
     if options.protocol_version or options.cookie != COOKIE or (options.host and f'"{key}"' not in own):
         if HANDSHAKE not in own:
-            parser.error(f"{options.example} has a cookie and versions of its own: change them in its plugin.py")
+            parser.error(f"{options.example} has its own cookie and versions: change them in its plugin.py")
         versions = f"protocol_versions={options.protocol_version or [*offered]}"
         cookie = f"magic_cookie_key={json.dumps(key)},\n    magic_cookie_value={json.dumps(value)}"
         filled = {HANDSHAKE: f"(\n    {versions},\n    {cookie},\n)"}
@@ -133,6 +135,6 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         parser.error(f"cannot write the project: {error}")
     steps = (folder / "README.md").read_text(encoding="utf-8").partition("\n1. ")[2].partition("\n\n")[0]
-    print(f"{folder} has a plugin that works: README.md there says how to run it, and how to make it yours:")
+    print(f"{folder} has a working plugin. Its README.md says how to run it, and how to make it yours:")
     print(f"1. {steps}")
     return 0

@@ -1,4 +1,4 @@
-"""Generates the Python code for the .proto files below this folder: it fits the installed protobuf, and newer ones.
+"""Generates Python code for the .proto files below this folder. It works with the installed protobuf and newer ones.
 
 python -m goplugin protos
 """
@@ -24,16 +24,16 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit code is the generator's."""
+    """Run the command line. Return the generator's exit code. SystemExit, with 2, if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m goplugin protos", description=__doc__.partition("\n")[0])
     parser.parse_args(arguments)
     files = list(find(Path()))
     if not files:
-        parser.error("there is no .proto file in this folder: put your host's here")
+        parser.error("there is no .proto file in this folder: put your host's .proto files here")
     if not importlib.util.find_spec("grpc_tools"):
         parser.error("the generator is missing: python -m pip install grpcio-tools")
-    # In buf's layout, proto/notes/v1/notes.proto is notes/v1/notes.proto to files that import it; in go-plugin's own,
-    # proto/notes.proto is just that.
+    # In buf's layout, other files import proto/notes/v1/notes.proto as notes/v1/notes.proto. In go-plugin's layout,
+    # they import proto/notes.proto by that name.
     by_buf = Path("proto").is_dir() and not any(Path("proto").glob("*.proto"))
     roots = ["-Iproto", "-I."] if by_buf else ["-I."]
     command = [

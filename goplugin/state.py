@@ -1,4 +1,4 @@
-"""What is known of this process: one object, made when goplugin is imported and handed on."""
+"""The state of this process: one object, made when goplugin is imported."""
 
 import gc
 import os
@@ -9,20 +9,20 @@ from goplugin import environment
 from goplugin.environment import Environment
 from goplugin.standard_streams import StandardStreams
 
-DEBUG = "--debug"  # the argument by which a person starts the plugin and lets hosts attach
+DEBUG = "--debug"  # with this argument, a person starts the plugin and hosts attach to it
 
 
 class State:
-    """A plugin that a host started, one that a person started with --debug, a child of a plugin, or none of these.
+    """A plugin that a host started, one that a person started with --debug, a child of a plugin, or another process.
 
-    variables: the host's, taken out of the environment. settings: the same, parsed.
-    by_host: a host started this process. A person may set variables too, to choose a version with --debug, say; but
-        every host sets PLUGIN_MIN_PORT.
-    pid, parent: of this process, and of the one that started it. Children by fork have the plugin's.
-    companion: the process beside this one; None with --debug and in other processes than plugins.
+    variables: the host's environment variables; `os.environ` no longer has them. settings: the same, parsed.
+    by_host: a host started this process. A person may set variables too, such as a version for --debug; but every host
+        sets PLUGIN_MIN_PORT.
+    pid, parent: the pids of this process and of the one that started it. A child by fork keeps the plugin's.
+    companion: the process beside this one. None with --debug, except with tls=, and in other processes.
     plugin: the one goplugin.Plugin of this process.
-    failed: an exception, or sys.exit("text"), ended main() and was logged.
-    grpc_came_first: grpc was imported before goplugin. gc_was_enabled: before goplugin was imported.
+    failed: an exception or sys.exit("text") ended main(), and was logged.
+    grpc_came_first: grpc was imported before goplugin. gc_was_enabled: whether it was, before goplugin was imported.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How host and plugin connect: plainly, or by the companion (TLS, or one connection for all)."""
+"""How grpc reaches the host: directly (Plain), or through the companion (TLS, or one connection for everything)."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import grpc
 from goplugin.address import Address, give_to_group, listening_socket
 from goplugin.environment import Environment
 
-OPTIONS = (  # of servers and channels: no limits but those of gRPC itself; 16 MiB of metadata, as in Go
+OPTIONS = (  # for servers and channels: messages of any size; 16 MiB of metadata, as in Go
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 16 << 20),
@@ -19,9 +19,9 @@ OPTIONS = (  # of servers and channels: no limits but those of gRPC itself; 16 M
 
 
 class Plain:
-    """No TLS: whoever can reach the address can call.
+    """Host and grpc connect directly, without TLS. Any program that reaches the address can call.
 
-    addresses: those that are listened at or dialled.
+    addresses: those where grpc listens, and those that it dialled.
     """
 
     def __init__(self, environment: Environment, path: Callable[[], str]) -> None:
@@ -30,11 +30,11 @@ class Plain:
         self.addresses: set[Address] = set()
 
     def server_cert(self) -> str:
-        """Return the certificate for the handshake line, or "". ValueError says why there is none."""
+        """Return the certificate for the handshake line, or "". ValueError if it cannot be made."""
         return ""
 
     def listen(self, server: Any) -> Address:
-        """Bind the server, and return where the host finds it. ValueError or OSError say why it cannot."""
+        """Bind the server, and return the address for the host. ValueError or OSError if that fails."""
         for _ in range(100):
             # Probe first: grpc gives no reason when bind fails, and logs every failed port.
             probe, address = listening_socket(self._environment, self._path)
@@ -43,7 +43,7 @@ class Plain:
             try:
                 server.add_insecure_port(address.target())
             except RuntimeError as error:
-                reason = error  # another program took the port since the probe
+                reason = error  # another program took the port after the probe
             else:
                 give_to_group(address, self._environment.socket_group)
                 self.addresses.add(address)
@@ -51,30 +51,30 @@ class Plain:
         raise OSError(f"grpc cannot listen: {reason}")
 
     def dial(self, address: Address) -> Address:
-        """Return the address for grpc to reach the host's, once, until `close_dialled`.
+        """Return the address by which grpc reaches this address of the host. Release it with `close_dialled`.
 
-        ValueError if it is malformed, OSError if dialling fails.
+        ValueError if the address is malformed, OSError if dialling fails.
         """
         address.target()
         self.addresses.add(address)
         return address
 
     def channel(self, grpc_or_aio: Any, address: Address, options: tuple[Any, ...]) -> Any:
-        """Return a channel to what `dial` returned. grpc_or_aio: the module whose channel it is to be."""
+        """Return a channel to an address from `dial`. grpc_or_aio: the module that makes the channel."""
         return grpc_or_aio.insecure_channel(address.target(), options)
 
     def close(self, address: Address) -> None:
-        """Release an address that `listen` returned. Grpc has closed it; the file of a Unix socket stays."""
+        """Release an address from `listen`: grpc has closed the socket, but leaves the file of a Unix socket."""
         address.remove()
         self.addresses.discard(address)
 
     def close_dialled(self, address: Address) -> None:
-        """Release an address that `dial` returned."""
+        """Release an address from `dial`."""
         self.addresses.discard(address)
 
 
 class ByCompanion:
-    """TLS ends in the companion, which serves only callers that hold the host's key."""
+    """The companion terminates TLS. It serves only callers that hold the host's key."""
 
     _options: tuple[Any, ...] = ()
 
@@ -82,10 +82,10 @@ class ByCompanion:
         """companion: a Companion, or testing/tls_thread.py's TLSThread."""
         self._companion = companion
         self.server_cert = companion.server_cert
-        self.addresses: set[Address] = set()  # those of grpc are known to this process and the companion alone
+        self.addresses: set[Address] = set()  # stays empty: only the companion connects to grpc
 
     def listen(self, server: Any) -> Address:
-        """Have grpc listen on the private hop, and the companion in front of it where the host finds us."""
+        """Let grpc listen on the private hop, and the companion where the host finds us. Return the latter address."""
         if self._hop:
             key, certificate, companions = self._hop
             server_credentials = grpc.ssl_server_credentials([(key, certificate)], companions, True)
@@ -97,16 +97,16 @@ class ByCompanion:
 
     @functools.cached_property
     def _hop(self) -> list[bytes]:
-        """What TLS on the private hop needs: grpc's key and certificate, and the companion's; [] if it has none.
+        """For TLS on the private hop: grpc's key and certificate, and the companion's certificate. [] without TLS.
 
         OSError if the companion is gone.
         """
-        self.server_cert()  # the first reply comes first
+        self.server_cert()  # the certificate is the companion's first reply
         return [part.encode() for part in self._companion.ask("hop")]
 
     def dial(self, address: Address) -> Address:
-        """Have the companion connect to the host, and check its certificate."""
-        address.target()  # ValueError if it is not an address
+        """Return an address at which the companion connects grpc to the host, and checks the host's certificate."""
+        address.target()  # ValueError if it is malformed
         return Address(*self._companion.ask("dial", *address.resolve()))
 
     def channel(self, grpc_or_aio: Any, address: Address, options: tuple[Any, ...]) -> Any:
@@ -116,38 +116,38 @@ class ByCompanion:
             return grpc_or_aio.insecure_channel(address.target(), options)
         key, certificate, companions = self._hop
         channel_credentials = grpc.ssl_channel_credentials(companions, key, certificate)
-        options = (*options, ("grpc.ssl_target_name_override", "localhost"))  # as its certificate says
+        options = (*options, ("grpc.ssl_target_name_override", "localhost"))  # the name in the certificate
         return grpc_or_aio.secure_channel(address.target(), channel_credentials, options)
 
     def close(self, address: Address) -> None:
-        """Tell the companion."""
-        with contextlib.suppress(OSError):  # it has died, and with it the address
+        """Tell the companion to close an address from `listen`."""
+        with contextlib.suppress(OSError):  # it has died, and the address with it
             self._companion.tell("close", *address)
 
     def close_dialled(self, address: Address) -> None:
-        """Tell the companion."""
+        """Tell the companion to close an address from `dial`."""
         self.close(address)
 
 
 class Multiplexed(ByCompanion):
-    """All connections are streams of one, which the companion has with the host; with TLS inside each, or without.
+    """All connections are streams of the companion's one connection to the host. Under AutoMTLS each has TLS inside.
 
-    The first server listens where the host finds us. To the others, the host comes when it has knocked.
+    Streams lead to the plugin's server. Before one that leads to a brokered server, the host knocks.
     """
 
-    _options = (("grpc.client_idle_timeout_ms", 2**31 - 1),)  # there is one stream, however long it is idle
+    _options = (("grpc.client_idle_timeout_ms", 2**31 - 1),)  # a channel has one stream and must keep it when idle
 
     def expect(self, address: Address) -> None:
-        """Let the host's next stream lead there, where grpc listens. OSError if the companion is gone."""
+        """Let the host's next stream lead to this address of grpc's. OSError if the companion is gone."""
         self._companion.ask("expect", *address)
 
     def open(self) -> Address:
-        """Open a stream to the host; return an address that leads to it. ValueError or OSError if that cannot be."""
+        """Open a stream to the host, and return an address that leads to it. ValueError or OSError if that fails."""
         return Address(*self._companion.ask("open"))
 
     def dial(self, address: Address) -> Address:
-        """Return what `open` returned."""
+        """Return the address, which is from `open`."""
         return address
 
 
-Transport = Plain | ByCompanion  # what Plugin and Broker use; what each method promises is said in Plain
+Transport = Plain | ByCompanion  # Plain's docstrings describe the methods of both

@@ -1,3 +1,3 @@
-"""The version of goplugin, by which a copy can be told from a newer one."""
+"""The version of goplugin. It tells an old copy from a newer one."""
 
 __version__ = "0.3.0"

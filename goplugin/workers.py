@@ -1,21 +1,21 @@
-"""A thread pool for grpc.server: few threads for handlers that compute, many for handlers that wait.
+"""A thread pool for grpc.server. Handlers that compute get few threads, handlers that wait get many.
 
 It knows nothing of plugins and can be copied into any gRPC server.
 
 Guarantees:
 
 - The first min_threads threads exist when the constructor returns, and stay until shutdown().
-- Accepted work is done, unless shutdown(cancel_futures=True) cancels it. If the system has no thread left, work waits
-  for the threads that exist, and the pool tries to grow again as long as work waits.
+- Accepted work gets done, unless shutdown(cancel_futures=True) cancels it. If the system has no thread left, work waits
+  for the threads that exist, and the pool tries to grow again while work waits.
 - Handlers that wait for each other get as many threads as they need, up to max_threads.
-- No thread is started while no work waits.
+- The pool starts threads only while work waits.
 - An idle thread sleeps until there is work, or until its life is over. While no work waits, nothing polls.
 - All threads are daemons: a handler that never returns does not keep the process alive.
 
 Theory of operation. Python runs one thread at a time. More threads make short handlers slower, because each call then
-needs more switches between threads: four threads handle 0.8 of the calls that two handle, sixteen 0.7. But a handler
-that waits, for a cloud API or a disk, needs a thread for as long as it waits. The pool cannot ask a handler which kind
-it is. So it starts small, and while work waits, a watcher looks every 10 ms whether to grow. The rule is in _growth().
+needs more switches between threads: four threads handle 0.8 times as many calls as two, sixteen 0.7 times as many. But
+a handler that waits for a cloud API or a disk needs a thread while it waits. The pool cannot know which kind a handler
+is. So it starts small, and while work waits, a watcher decides every 10 ms whether to grow. The rule is in _growth().
 
 The pool never asks whether it has too many threads. Each thread above min_threads lives for 10 to 20 s and then ends,
 busy or not. If it is still needed, the rule starts another.
@@ -32,21 +32,21 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-# Seconds between two looks. Growth from 2 to 64 threads takes five looks. A shorter look would mistake a pause of the
-# machine for an idle process; a longer one keeps handlers waiting.
+# Seconds of one look. Growth from 2 to 64 threads takes five looks. A shorter look would mistake a pause of the machine
+# for an idle process; a longer one keeps handlers waiting.
 LOOK = 0.01
 
 # The process is idle if it uses less than this share of one processor. Measured: two threads with short handlers use
-# 0.9 and more, and 0.6 under AutoMTLS, where the companion does a part of the work. With 0.7, sixty-four such calls in
-# flight got more threads there, and 0.85 of the calls were handled.
+# 0.9 or more, and 0.6 under AutoMTLS, where the companion does part of the work. With 0.7, the pool grew under AutoMTLS
+# when 64 such calls were in flight, and handled only 0.85 times as many calls.
 IDLE = 0.5
 
-# Handlers are short if each thread finishes at least this many per look: one per millisecond. Such handlers do not wait
-# for anything, so if the process seems idle, the system did not let it run.
+# Handlers are short if each thread finishes at least this many tasks per look: one per millisecond. Such handlers wait
+# for nothing. So if the process seems idle, the system did not let it run.
 SHORT = 10
 
-# Work is not stuck if this many tasks end per look, 800 per second, however many threads there are. Without this
-# limit, growth would never end: threads that compute share one processor, so each finishes fewer the more there are.
+# Work is not stuck if this many tasks end per look, 800 per second, whatever the number of threads. Without this limit,
+# growth would never end: threads that compute share one processor, so more threads mean fewer tasks per thread.
 STUCK = 8
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def _growth(threads: int, done: int, idle: bool) -> int:
-    """How many threads to add, if work waits and so many tasks ended since the last look."""
+    """Return how many threads to add when work waits. done: tasks that ended since the last look."""
     if idle and done < threads * SHORT:
         return threads  # the handlers wait: double
     if done < min(threads, STUCK):
@@ -64,15 +64,15 @@ def _growth(threads: int, done: int, idle: bool) -> int:
 
 
 class Workers(ThreadPoolExecutor):
-    """An Executor that grows when work waits, and shrinks with time. It is a subclass because grpc checks for that.
+    """An Executor that grows when work waits, and shrinks with time. It subclasses ThreadPoolExecutor for grpc's check.
 
-    min_threads: started by the constructor, and kept. max_threads: more work than that waits in a queue.
-    life: seconds that a thread above min_threads lives. The later ones of many live longer, up to twice as long, so
-    that they do not all end at once.
+    min_threads: threads that the constructor starts and the pool keeps. max_threads: more work than that waits.
+    life: seconds that a thread above min_threads lives. Later threads live longer, up to twice as long, so that they do
+    not all end at once.
 
-    when_full: called once, when work waits and there may be no more threads.
+    when_full(): called once, when work waits and all max_threads threads exist.
 
-    The constructor raises RuntimeError if the system has no thread left.
+    ValueError if the numbers do not fit. RuntimeError if the system has no thread left.
     """
 
     def __init__(self, min_threads: int = 2, max_threads: int = 512, *, life: float = 10.0) -> None:
@@ -83,11 +83,11 @@ class Workers(ThreadPoolExecutor):
         self.when_full: Callable[[], object] | None = None
         self._queue = queue.SimpleQueue[_Task | None]()
         self._lock = threading.Lock()  # guards the following
-        self._free = 0  # threads that wait for work, less the work in the queue; below 0, work waits for threads
+        self._free = 0  # threads that wait for work, minus tasks in the queue; below 0, work waits for threads
         self._done = 0  # tasks that have ended
         self._threads: set[threading.Thread] = set()
-        self._rested = threading.Condition(self._lock)  # all threads wait for work
-        self._crowded = threading.Event()  # work waits for threads: the watcher looks
+        self._rested = threading.Condition(self._lock)  # notified when all threads wait for work
+        self._crowded = threading.Event()  # set while work waits for threads: the watcher runs
         self._closed = False
         try:
             for _ in range(min_threads):
@@ -100,7 +100,7 @@ class Workers(ThreadPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run fn(*args, **kwargs) in a thread of the pool. RuntimeError after shutdown, and in a forked child."""
         if os.getpid() != self._pid:
-            raise RuntimeError("cannot schedule new futures in a forked child: the threads are its parent's")
+            raise RuntimeError("cannot schedule new futures in a forked child: only its parent has the threads")
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
@@ -112,7 +112,7 @@ class Workers(ThreadPoolExecutor):
         return future
 
     def drain(self, timeout: float) -> bool:
-        """Wait until no work runs or waits, at most timeout seconds. False if there still is some."""
+        """Wait until no work runs or waits, at most timeout seconds. False if some still does."""
         with self._rested:
             return self._rested.wait_for(lambda: self._free == len(self._threads), timeout)
 
@@ -123,7 +123,7 @@ class Workers(ThreadPoolExecutor):
             while cancel_futures and (task := self._queue.get_nowait()):
                 task[0].cancel()
                 self._free += 1
-        self._queue.put(None)  # behind the work: each thread that meets it leaves it to the next one, and ends
+        self._queue.put(None)  # behind the work: each thread that gets it puts it back for the next one, and ends
         self._crowded.set()  # lets the watcher end
         while wait and self._threads:
             for thread in self._threads.copy():
@@ -132,13 +132,13 @@ class Workers(ThreadPoolExecutor):
     def _hire(self, life: float) -> None:
         """Start a thread. RuntimeError if the system has none left."""
         thread = threading.Thread(target=self._work, args=(time.monotonic() + life,), name="worker", daemon=True)
-        with self._lock:  # the thread needs it to leave, so it cannot leave before it is counted
+        with self._lock:  # the thread needs the lock to leave, so it cannot leave before it is counted
             thread.start()
             self._threads.add(thread)
             self._free += 1
 
     def _watch(self) -> None:
-        """While work waits, look every 10 ms whether more threads would help."""
+        """While work waits, decide every 10 ms whether to start threads."""
         while not self._closed or self._free < 0:
             self._crowded.wait()
             done, wall, cpu = self._done, time.monotonic(), time.process_time()
@@ -153,7 +153,7 @@ class Workers(ThreadPoolExecutor):
             if full and self.when_full:
                 self.when_full()
                 self.when_full = None
-            with contextlib.suppress(RuntimeError):  # none left: the next look tries again
+            with contextlib.suppress(RuntimeError):  # the system has no thread left: the next look tries again
                 for number in range(threads, threads + more):
                     self._hire(self._life * (1 + number / self._max))
 
@@ -164,9 +164,9 @@ class Workers(ThreadPoolExecutor):
             try:
                 if future.set_running_or_notify_cancel():
                     _run(future, fn, args, kwargs)
-            except BaseException:  # what a callback of the future raises, other than an Exception: it ends no thread
+            except BaseException:  # from a callback of the future, such as SystemExit: the thread must go on
                 _log.exception("a callback of a future raised")
-            # Keep nothing of a finished task, a request of 64 MiB say, while the thread waits.
+            # Do not keep a finished task in memory while the thread waits: its request may have 64 MiB.
             del task, future, fn, args, kwargs
             with self._lock:
                 self._done += 1
@@ -177,10 +177,10 @@ class Workers(ThreadPoolExecutor):
             self._threads.discard(threading.current_thread())
             self._free -= 1
             self._rested.notify_all()
-        self._crowded.set()  # work may wait for a thread in its place
+        self._crowded.set()  # work may need a new thread instead
 
     def _next(self, left: float) -> _Task | None:
-        """Return the next task, waited for at most `left` seconds. None when the calling thread must end."""
+        """Wait at most `left` seconds for the next task, and return it. None if the calling thread must end."""
         if left <= 0:
             return None
         try:
@@ -195,7 +195,7 @@ class Workers(ThreadPoolExecutor):
 def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         result = fn(*args, **kwargs)
-    except BaseException as error:  # the future carries it, as in concurrent.futures
+    except BaseException as error:  # the future passes it on, as in concurrent.futures
         future.set_exception(error)
     else:
         future.set_result(result)

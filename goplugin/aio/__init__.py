@@ -1,4 +1,4 @@
-"""The same for grpc.aio: handlers may be `async def`, and Plugin takes a grpc.aio.server.
+"""goplugin for grpc.aio: handlers may be `async def`, and Plugin takes a grpc.aio.server.
 
 Write `import goplugin.aio` before all other imports.
 """
@@ -31,7 +31,7 @@ _log = log.get_logger("goplugin")
 
 
 class Broker(BrokerBase):
-    """Serves the host under an id (accept), and reaches what the host serves under an id (dial).
+    """Serves the host under an id (accept), and connects to what the host serves under an id (dial).
 
     See goplugin/services/broker.py.
     """
@@ -41,10 +41,10 @@ class Broker(BrokerBase):
     async def dial(self, service_id: int) -> grpc.aio.Channel:
         """Return a channel to what the host serves under the id. Close it, or use it in an `async with`.
 
-        Waits 5 s for the host to say where: TimeoutError if it does not, or if the id was dialled before.
-        ValueError if the id is not a uint32, or the host refuses or names no address. OSError if the host's address is
-        not known to the system, or the companion died. RuntimeError when the plugin is leaving.
-        If the host multiplexes, an id can be dialled again, and must be: a channel does not connect a second time.
+        Wait up to 5 s until the host says where it serves. TimeoutError if it does not, or if the id was dialled
+        before. ValueError if the id is not a uint32, the host refuses, or its address is malformed. OSError if the
+        system cannot resolve the host's address, or the companion died. RuntimeError if the plugin is leaving.
+        If the host multiplexes, dial the id again for each connection: such a channel connects only once.
         """
         self._loop = asyncio.get_running_loop()
         waiting = self._address_of(service_id)
@@ -52,20 +52,20 @@ class Broker(BrokerBase):
             address = await asyncio.wrap_future(waiting)
         except asyncio.CancelledError:
             if not waiting.cancel() and not waiting.exception():
-                self._give_back(service_id, waiting.result())  # it came at the last moment
+                self._give_back(service_id, waiting.result())  # it arrived just before the cancellation
             raise
         address = await _in_thread(self._reach, service_id, address, undo=self._transport.close_dialled)
         channel: grpc.aio.Channel = self._connect(address, grpc.aio)
         if self._knocks:
-            channel.get_state(try_to_connect=True)  # a host in Go closes a stream on which nothing comes for 2 minutes
+            channel.get_state(try_to_connect=True)  # a host in Go closes a stream that stays silent for 2 minutes
         return channel
 
     async def accept(self, service_id: int, add_to_server: Callable[[grpc.aio.Server], None]) -> "Accepted":
-        """Serve the host under the id, until the result is closed or the plugin leaves.
+        """Serve the host under the id, until you close the result or the plugin leaves.
 
-        add_to_server: adds the services to the grpc.aio.Server that it is given.
-        ValueError if the id is not a uint32 or is accepted already, TimeoutError if no host opens the broker's stream
-        within 5 s, OSError or ValueError if the plugin cannot listen; RuntimeError when it is leaving.
+        add_to_server(server): adds services to a grpc.aio.Server.
+        ValueError if the id is not a uint32 or is accepted already. TimeoutError if no host opens the broker's stream
+        within 5 s. OSError or ValueError if the plugin cannot listen. RuntimeError if the plugin is leaving.
         """
         accepted = Accepted(self, self._transport, service_id)
         try:
@@ -85,10 +85,10 @@ class Broker(BrokerBase):
 
 
 class Accepted(AcceptedBase, contextlib.AbstractAsyncContextManager["Accepted"]):
-    """A server under an id. Close it when the host does not need it any more, or use it in an `async with`."""
+    """A server under an id. Close it when the host no longer needs it, or use it in an `async with`."""
 
     async def close(self) -> None:
-        """Stop serving, and cancel calls in flight. A second call does nothing."""
+        """Stop serving, and cancel calls in flight. Closing again does nothing."""
         if server := self.stop():
             await asyncio.wrap_future(server.stopped)
 
@@ -100,11 +100,11 @@ class Accepted(AcceptedBase, contextlib.AbstractAsyncContextManager["Accepted"])
 class Plugin(PluginBase):
     """Everything that go-plugin gives a Go plugin, for your grpc.aio.server.
 
-    A process has one, made in its main thread, before or after its event loop starts.
+    Create one per process, in the main thread, before or after the event loop starts.
 
-    version: the app protocol version that host and plugin have in common.
-    broker: further connections to and from the host.
-    server_arguments: what grpc.aio.server() needs: a thread pool for handlers that are `def`, options, interceptors.
+    version: the app protocol version that host and plugin agreed on.
+    broker: for further connections to and from the host.
+    server_arguments: for grpc.aio.server(): a thread pool for `def` handlers, options and interceptors.
     """
 
     _grpc, _pool, _await = "grpc.aio", "migration_thread_pool", "await "
@@ -115,13 +115,13 @@ class Plugin(PluginBase):
     _thread = 0  # of the loop
 
     def _make_interceptor(self, threads: Workers) -> Interceptor:
-        for name in ("asyncio", "grpc"):  # they log each loop and each call at debug
+        for name in ("asyncio", "grpc"):  # these loggers log each loop and each call at debug
             logger = logging.getLogger(name)
             logger.setLevel(logger.level or logging.INFO)
         return Interceptor(threads)
 
     async def listen(self, server: Any) -> str:
-        """Do what goplugin.Plugin.listen does, with a grpc.aio.server."""
+        """Do what goplugin.Plugin.listen does, for a grpc.aio.server."""
         if task := asyncio.current_task():
             task.add_done_callback(_log_failure)
         if not self._server and _is_running(server):
@@ -135,9 +135,9 @@ class Plugin(PluginBase):
         return self._after_start(_Stoppable(server), address)
 
     async def wait(self) -> None:
-        """Serve until the host tells the plugin to leave, or SIGTERM, or the host is gone; then return.
+        """Serve until the host calls Shutdown, SIGTERM or SIGHUP arrives, or the host is gone. Then return.
 
-        Calls in flight have 1.5 s to finish. The rest of main() has 0.3 s after that.
+        Calls in flight have 1.5 s to finish. After that, the rest of main() has 0.3 s.
         """
         self._before_wait()
         await asyncio.shield(asyncio.wrap_future(self._left))
@@ -152,30 +152,30 @@ class Plugin(PluginBase):
         if self._loop and not self._interceptor.drain(self._loop, max(0.0, end - time.monotonic())):
             frame = sys._current_frames().get(self._thread)
             _log.error(
-                "the event loop did not run for the last %g s: a handler blocks it; see the stack",
+                "the event loop did not run for the last %g s: a handler blocks it; the stacktrace shows where",
                 GRACE,
                 extra={"stacktrace": "".join(traceback.format_stack(frame)) if frame else ""},
             )
 
 
 class _Stoppable:
-    """A grpc.aio.Server that any thread can stop, as a grpc.Server."""
+    """A grpc.aio.Server that any thread can stop, like a grpc.Server."""
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server, self._loop = server, asyncio.get_running_loop()
 
     def stop(self, grace: float | None) -> "_Stoppable":
-        """Begin to stop it."""
+        """Begin to stop the server. grace: seconds for calls in flight; None cancels them."""
         self.stopped = submit(self._server.stop(grace), self._loop)
         return self
 
     def wait(self, timeout: float) -> None:
-        """Wait until it has stopped."""
+        """Wait until the server has stopped, at most timeout seconds."""
         concurrent.futures.wait([self.stopped], timeout)
 
 
 async def _in_thread(function: Callable[..., Address], *arguments: Any, undo: Callable[[Address], object]) -> Address:
-    """Run what may wait for the companion, in a thread; undo(its result) if this is cancelled meanwhile."""
+    """Run the function in a thread, since it may wait for the companion. If we are cancelled, undo(its result)."""
     running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
         return await asyncio.shield(running)
@@ -185,9 +185,9 @@ async def _in_thread(function: Callable[..., Address], *arguments: Any, undo: Ca
 
 
 def _log_failure(main: asyncio.Task[Any]) -> None:
-    """Log what main() raised, at once: when asyncio.run() then cancels the calls of a running server, grpcio may crash.
+    """Log at once what main() raised: asyncio.run() then cancels the running server's calls, and grpcio may crash.
 
-    The task that awaits listen() is taken for main().
+    We take the task that awaits listen() for main().
     """
     error = None if main.cancelled() else main.exception()
     if error and not isinstance(error, SystemExit):
@@ -196,6 +196,6 @@ def _log_failure(main: asyncio.Task[Any]) -> None:
 
 def _is_running(server: Any) -> bool:
     try:
-        return bool(server._server.is_running())  # private: a second start() does nothing, and says nothing
+        return bool(server._server.is_running())  # private; a second start() silently does nothing
     except AttributeError:
         return False

@@ -1,8 +1,8 @@
 """The interceptor for a grpc.aio.Server. It also runs `def` handlers in threads.
 
-grpc.aio can run `def` handlers in a pool by itself. But the context that it gives them lacks is_active() and calls
-no callback, a stream's thread stays behind when the caller leaves, and there is one pool for all. The services of
-goplugin need the first, and must not share a pool with the plugin's own handlers.
+grpc.aio itself can run `def` handlers in a pool. But the context that it gives them has no is_active() and calls no
+callbacks, a stream's thread stays behind when the caller leaves, and all handlers share one pool. goplugin's services
+need is_active() and callbacks, and must not share a pool with the plugin's own handlers.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ _Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
 class Interceptor(interceptor.Interceptor, grpc.aio.ServerInterceptor):
-    """Sees each call of the plugin's services."""
+    """Wraps the handler of each method that the plugin serves."""
 
     def __init__(self, threads: Executor) -> None:
-        """threads: for what must be heard whatever the plugin's own handlers do."""
+        """threads: for calls that must be answered whatever the plugin's own handlers do."""
         super().__init__(threads)
-        self.workers: Executor | None = None  # for the plugin's own `def` handlers; None is asyncio's own
-        # Of the plugin's own handlers; None for those that are `def`.
+        self.workers: Executor | None = None  # for the plugin's own `def` handlers; None means asyncio's own
+        # The tasks of the plugin's own handlers; None for `def` handlers.
         self._tasks: dict[asyncio.Task[Any], interceptor.Running | None] = {}
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:  # type: ignore[override]
-        """Return the method's handler, with what raises in it answered, and what is `def` in a thread."""
+        """Return the method's handler, wrapped; None if there is no such method."""
         self.consulted = True
         handler = await continuation(handler_call_details)
         if handler is None and not self._served:
@@ -41,7 +41,10 @@ class Interceptor(interceptor.Interceptor, grpc.aio.ServerInterceptor):
         return self._return(handler, handler_call_details)
 
     def drain(self, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
-        """Wait in another thread until no `async def` handler runs. False if the loop did not even look."""
+        """Wait until no `async def` handler runs. False if the loop was blocked all the time.
+
+        Call it in another thread than the loop's. timeout: in seconds.
+        """
         looked = threading.Event()
 
         async def drained() -> None:
@@ -53,7 +56,7 @@ class Interceptor(interceptor.Interceptor, grpc.aio.ServerInterceptor):
         return bool(done) or looked.is_set()
 
     def unfinished(self) -> list[interceptor.Running]:
-        """Return the plugin's own handlers that still run, in threads or in the loop."""
+        """Return the plugin's own handlers that still run, in threads or on the loop."""
         return [*super().unfinished(), *filter(None, self._tasks.values())]
 
     def _guard(self, handler: Any, method: str) -> Any:
@@ -96,10 +99,10 @@ class Interceptor(interceptor.Interceptor, grpc.aio.ServerInterceptor):
 
 
 async def _answer_cancelled(error: BaseException, context: "Context", method: str) -> None:
-    """End a call whose task was cancelled: by grpc, because the caller has left, or by the handler itself."""
+    """End a call whose task was cancelled: by grpc because the caller has left, or by the handler itself."""
     try:
         await context.abort(*interceptor.status_of(error, context))
-    except grpc.aio.AbortError:  # the caller is there
+    except grpc.aio.AbortError:  # the caller still waits
         interceptor.log_error(error, method)
         raise
     except grpc.aio.BaseError:
@@ -128,7 +131,7 @@ def _in_thread(behavior: Any, handler: Any, threads: Executor | None) -> _Behavi
 
 
 def _writes_all(behavior: Callable[..., Any]) -> _Behavior:
-    """Return a coroutine function that sends what the asynchronous generator yields, and closes it in any case."""
+    """Return a coroutine function that sends what the asynchronous generator yields, and always closes it."""
 
     async def writes_all(request: Any, context: Any) -> None:
         async with contextlib.aclosing(behavior(request, context)) as responses:
@@ -139,13 +142,13 @@ def _writes_all(behavior: Callable[..., Any]) -> _Behavior:
 
 
 class Context:
-    """A grpc.aio.ServicerContext that refuses other messages than the method's, and takes any text for details."""
+    """A grpc.aio.ServicerContext that refuses messages of a wrong type, and accepts any text as details."""
 
     def __init__(self, context: Any, check: Callable[[Any], None]) -> None:
         self._context, self._check = context, check
 
     def __getattr__(self, name: str) -> Any:
-        """Take all else from grpc's context."""
+        """Return everything else from grpc's context."""
         return getattr(self._context, name)
 
     async def write(self, message: Any) -> None:
@@ -162,12 +165,12 @@ class Context:
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def set_details(self, details: str) -> None:
-        """Set what the caller will hear beside the code."""
+        """Set the text that the caller gets with the code."""
         self._context.set_details(interceptor.sendable(details))
 
 
 class ThreadContext:
-    """A grpc.ServicerContext for a handler in a thread, of a call that a loop serves."""
+    """A grpc.ServicerContext for a `def` handler: the handler runs in a thread, and a loop serves its call."""
 
     def __init__(self, context: Any, loop: asyncio.AbstractEventLoop) -> None:
         """context: the call's grpc.aio.ServicerContext."""
@@ -177,14 +180,14 @@ class ThreadContext:
         context.add_done_callback(self._end)
 
     def __getattr__(self, name: str) -> Any:
-        """Take all that does not wait from the loop's context, as grpc does."""
+        """Return everything that does not wait from the loop's context, as grpc does."""
         function = getattr(self._context, name)
         if name not in ("peer", "peer_identities", "peer_identity_key", "auth_context"):
             return function
 
         def while_active() -> Any:
             with self._lock:
-                if self._callbacks is None:  # grpcio would crash: the call is not there any more
+                if self._callbacks is None:  # grpcio would crash: it has freed the call
                     raise grpc.RpcError("the call has ended")
                 return function()
 
@@ -195,7 +198,7 @@ class ThreadContext:
         return self._callbacks is not None
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Have it called when the call ends; False if it has ended."""
+        """Call the callback when the call ends. False if the call has ended already."""
         with self._lock:
             if self._callbacks is None:
                 return False
@@ -209,7 +212,7 @@ class ThreadContext:
             callback()
 
     def cancel(self) -> None:
-        """End the call, for its caller with CANCELLED."""
+        """End the call; its caller gets CANCELLED."""
         with contextlib.suppress(grpc.RpcError, grpc.aio.AbortError):
             self.abort(grpc.StatusCode.CANCELLED, "")
 
@@ -222,7 +225,7 @@ class ThreadContext:
         self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def send_initial_metadata(self, initial_metadata: Any) -> None:
-        """Send it now."""
+        """Send the metadata now."""
         self._wait(self._context.send_initial_metadata, initial_metadata)
 
     def write(self, response: Any) -> None:
@@ -230,19 +233,19 @@ class ThreadContext:
         self._wait(self._context.write, response)
 
     def requests(self) -> Iterator[Any]:
-        """Return the messages that come in. RpcError if the caller leaves."""
+        """Yield the messages that come in. RpcError if the caller leaves."""
         try:
             while (message := self._wait(self._context.read)) is not grpc.aio.EOF:
                 yield message
         except (grpc.RpcError, GeneratorExit):
             raise
-        except Exception:  # noqa: BLE001 whatever the message class raises, as in grpc for threads
+        except Exception:  # noqa: BLE001 the message class may raise anything; grpc for threads does the same
             self.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
         if not self.is_active():
             raise grpc.RpcError("the caller has left")
 
     def _wait(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-        """Run it on the loop, if the call is still there: grpc does not check that."""
+        """Run the function on the loop and return its result. RpcError if the call has ended: grpc does not check."""
 
         async def run() -> Any:
             if not self.is_active():
@@ -261,7 +264,7 @@ grpc.ServicerContext.register(ThreadContext)
 
 
 def submit(coroutine: Any, loop: asyncio.AbstractEventLoop) -> "concurrent.futures.Future[Any]":
-    """Run it on the loop, for another thread; cancelled at once if the loop has ended."""
+    """Run the coroutine on the loop, for another thread. The future is cancelled at once if the loop is closed."""
     try:
         return asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:

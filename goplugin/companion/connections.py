@@ -1,9 +1,15 @@
-"""All connections under AutoMTLS or of a host that multiplexes, and where they come in.
+"""Listens for connections, and makes a Relay of each (see relay.py), under AutoMTLS or for a host that multiplexes.
 
-host --- TLS, TCP or Unix socket ---> Relay --- private hop (see hop.py) ---> grpc.Server
-grpc.Channel --- private hop ---> Relay --- TLS ---> what the host serves under a broker's id
+| host                | who calls    | the caller's side       | the other side                         |
+| ------------------- | ------------ | ----------------------- | -------------------------------------- |
+| AutoMTLS, TLSFiles  | the host     | TCP or Unix socket, TLS | private hop (see hop.py) to grpc       |
+|                     | grpc.Channel | private hop             | TCP or Unix socket, TLS, to the host   |
+| multiplexes         | the host     | stream, with AutoMTLS   | private hop to grpc                    |
+|   (multiplex.py)    |              | TLS inside              |                                        |
+|                     | grpc.Channel | private hop             | stream to the host, with AutoMTLS TLS  |
+| neither (plain)     | host and grpc connect directly; this module is not used                         |
 
-If the host multiplexes, a stream of its one connection is in the place of the outer socket (see multiplex.py).
+The private hop is plain; on Windows it is TLS.
 """
 
 import errno
@@ -23,34 +29,34 @@ from goplugin.companion.tls import TLS, Contexts, NoTLS
 from goplugin.environment import Environment
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds
-# Beyond these the oldest is refused: the host's own take milliseconds, a stranger's may never end.
+# Unfinished handshakes; beyond these the oldest is refused. The host's take milliseconds, a stranger's may never end.
 MOST_HANDSHAKES = 256
-MOST_REFUSALS = 10  # of a minute that are logged
+MOST_REFUSALS = 10  # refusals that are logged per minute
 
 _log = log.get_logger("goplugin.companion")
 
 
 class Connections:
-    """Listeners and connections. hop, listen, dial, expect, open and close are commands of the plugin (process.py)."""
+    """Listeners and relays. The plugin's commands call hop, listen, dial, expect, open and close (see process.py)."""
 
     def __init__(self, loop: Loop, contexts: Contexts | None, environment: Environment, hop: Hop, ended: Any) -> None:
-        """contexts: None for no TLS. ended(reason): called when the one connection of a multiplexing host is over."""
+        """contexts: None without TLS. ended(reason): called when the one connection of a multiplexing host ends."""
         self._loop, self._contexts, self._environment, self._hop, self._ended = loop, contexts, environment, hop, ended
-        self._expires = False  # there is a timer
-        self._refused: list[float] = []  # when callers were, of those that were logged within the last minute
-        self._handshakes: dict[Relay, float] = {}  # with their deadlines, oldest first
-        # A connection has two descriptors in the end. Those that strangers never finish must leave enough for others.
+        self._expires = False  # whether the timer of _expire runs
+        self._refused: list[float] = []  # the times of refusals that were logged within the last minute
+        self._handshakes: dict[Relay, float] = {}  # relays with unfinished handshakes and their deadlines, oldest first
+        # A finished relay has two descriptors. Strangers' unfinished handshakes must leave enough for the host.
         self._most_handshakes = min(MOST_HANDSHAKES, system.descriptor_limit() // 4)
         self._listeners: dict[Address, socket.socket] = {}
         self._multiplexer: Any = None
-        self._streams: dict[Address, Any] = {}  # to which grpc has not connected yet
+        self._streams: dict[Address, Any] = {}  # streams to the host that wait for grpc to connect, by address
 
     def hop(self) -> tuple[str, ...]:
-        """Return the credentials that grpc needs on the private hop."""
+        """Return grpc's credentials for the private hop: key and certificate, and our certificate. () without TLS."""
         return self._hop.credentials
 
     def listen(self, network: str, address: str) -> Address:
-        """Let callers in where the host finds us, and on to where grpc listens; return where that is.
+        """Listen for the host, and relay to grpc, which listens at this address. Return the address for the host.
 
         If the host multiplexes and is connected, return grpc's own address, for `expect`.
         """
@@ -66,7 +72,7 @@ class Connections:
     def _relay(self, plain: Address, outer: Any, loop: Any = None) -> None:
         def connect() -> Side:
             inner = self._with_descriptors(lambda: self._hop.connect(plain))
-            connecting = bool(self._hop.credentials)  # over TCP; a Unix socket is connected at once
+            connecting = bool(self._hop.credentials)  # over TCP, connecting takes time
             return Side(inner, self._loop, self._hop.tls(dials=True), connecting=connecting)
 
         Relay(self, Side(outer, loop or self._loop, self._tls(dials=False)), connect)
@@ -75,36 +81,36 @@ class Connections:
         return TLS(self._contexts, dials=dials) if self._contexts else NoTLS()
 
     def _multiplex(self, listener: socket.socket, plain: Address, connection: socket.socket) -> None:
-        """Take the host's first connection as the only one. Its streams lead to `plain` unless the host has knocked."""
+        """Make the host's first connection the only one. Its streams lead to `plain` unless the host has knocked."""
         from goplugin.companion.multiplex import Multiplexer
 
-        if self._multiplexer:  # another one that came at the same moment
+        if self._multiplexer:  # a second caller came at the same moment
             connection.close()
             return
         self._loop.forget(listener)
         self._multiplexer = Multiplexer(self._loop, connection, plain, self._relay, self._ended)
 
     def expect(self, network: str, address: str) -> None:
-        """Let the host's next stream lead there, where grpc listens."""
+        """Let the host's next stream lead to this address, where grpc listens."""
         self._multiplexer.expect(Address(network, address))
 
     def open(self) -> Address:
-        """Open a stream to the host, and return an address that leads to it, once."""
+        """Open a stream to the host. Return an address at which grpc can connect to it, once."""
 
         def connect() -> Side:
             stream = self._streams.pop(where, None)
             self.close(*where)
             if not stream:
-                raise ConnectionRefusedError(errno.ECONNREFUSED, "somebody was faster")
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "another caller has this stream already")
             return Side(stream, self._multiplexer, self._tls(dials=True))
 
-        stream = self._multiplexer.open()  # first: if the rest fails, the host must not take the next one for it
+        stream = self._multiplexer.open()  # first, even if the rest fails: the host takes our next stream for this id
         where = self._listen_to_grpc("a stream of the host's", connect)
         self._streams[where] = stream
         return where
 
     def dial(self, network: str, address: str) -> Address:
-        """Return an address that leads to the host's."""
+        """Return an address at which grpc can connect to this address of the host."""
 
         def connect() -> Side:
             outer = begin_connect(Address(network, address))
@@ -121,7 +127,7 @@ class Connections:
         return where
 
     def close(self, network: str, address: str) -> None:
-        """Stop listening there; what is connected stays."""
+        """Stop listening at this address. Its connections stay."""
         where = Address(network, address)
         if listener := self._listeners.pop(where, None):
             self._loop.forget(listener)
@@ -131,12 +137,12 @@ class Connections:
             stream.close()
 
     def close_all(self) -> None:
-        """Leave no socket's file behind."""
+        """Stop listening everywhere, and remove the sockets' files."""
         for where in list(self._listeners):
             self.close(*where)
 
     def begin_handshake(self, relay: Relay) -> None:
-        """Note that this one has to finish its handshake in time."""
+        """Remember that this relay must finish its handshake within HANDSHAKE_TIMEOUT."""
         if not self._expires:
             self._expires = True
             self._loop.call_later(HANDSHAKE_TIMEOUT, self._expire)
@@ -145,20 +151,20 @@ class Connections:
             self._refuse_oldest("it did not finish the TLS handshake")
 
     def is_shaking_hands(self, relay: Relay) -> bool:
-        """Whether it has not finished its handshake."""
+        """Whether this relay has not finished its handshake."""
         return relay in self._handshakes
 
     def end_handshake(self, relay: Relay) -> None:
-        """Note that this one has finished, or has been closed."""
+        """Forget the deadline: this relay has finished its handshake, or is closed."""
         self._handshakes.pop(relay, None)
 
     def log_refusal(self, peer: str, reason: str) -> None:
-        """Log it, at most ten times a minute: any program on this machine can call without limit."""
+        """Log a refusal, at most MOST_REFUSALS per minute: any program on this machine can call without limit."""
         now = time.monotonic()
         self._refused = [before for before in self._refused if now - before < 60]
         if len(self._refused) < MOST_REFUSALS:
             self._refused.append(now)
-            rest = "; no more are logged in this minute" if len(self._refused) == MOST_REFUSALS else ""
+            rest = "; further refusals are not logged for a minute" if len(self._refused) == MOST_REFUSALS else ""
             _log.warning("refused a caller from %s: %s%s", peer, reason, rest)
 
     def _expire(self) -> None:
@@ -174,7 +180,7 @@ class Connections:
         next(iter(self._handshakes)).refuse(reason)
 
     def _with_descriptors(self, function: Callable[[], Any]) -> Any:
-        """Call what needs a descriptor; if none is left, refuse the oldest unfinished handshake and try again."""
+        """Call a function that opens a descriptor. If none is left, refuse the oldest handshake and retry."""
         while True:
             try:
                 return function()
@@ -193,18 +199,18 @@ class Connections:
             self._loop.watch(listener, READ, functools.partial(self._accept, listener, accept))
 
     def _accept(self, listener: socket.socket, accept: Callable[[socket.socket], object], events: int) -> None:
-        """Take many waiting connections at once: the host's must not wait long behind a burst of strangers.
+        """Accept many waiting connections at once: the host must not wait long behind a burst of strangers.
 
-        But not so many that they push out a caller before it could shake hands.
+        But not so many that they push out a caller before it can shake hands.
         """
         for _ in range(max(1, self._most_handshakes // 8)):
             if listener.fileno() < 0:
-                return  # one of them has closed it
+                return  # one of the accepted connections has closed the listener
             try:
                 connection: socket.socket = self._with_descriptors(listener.accept)[0]
             except (BlockingIOError, ConnectionError):
                 return
-            except OSError:  # no descriptor left, and nobody to refuse for it: look again soon
+            except OSError:  # no descriptor is left, and there is no handshake to refuse: try again soon
                 self._loop.forget(listener)
                 self._loop.call_later(0.1, functools.partial(self._listen, listener, accept))
                 return

@@ -1,4 +1,4 @@
-"""Waits for file descriptors and points in time, and calls back. On select.poll(), which can wait for errors alone."""
+"""An event loop: waits for descriptors and timers, and calls back. It uses poll(), which can wait for errors alone."""
 
 import heapq
 import itertools
@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-READ, WRITE = 1, 4  # POLLIN and POLLOUT, wherever there is poll()
-ERROR_ONLY = 16  # POLLHUP, and POLLERR. Linux reports both in any case, macOS only what is asked for
+READ, WRITE = 1, 4  # POLLIN and POLLOUT on all systems with poll()
+ERROR_ONLY = 16  # POLLHUP. Linux always reports POLLHUP and POLLERR, macOS only what is asked for
 
 
 class Loop:
-    """Callbacks are called with the events that happened, one after the other, in one thread."""
+    """Calls each callback with the events that happened, one after the other, in one thread."""
 
     def __init__(self) -> None:
         self._poll = _poll()
@@ -21,33 +21,33 @@ class Loop:
         self._count = itertools.count()
 
     def watch(self, fd: Any, events: int, callback: Callable[[int], object]) -> None:
-        """Call back whenever fd, a number or a socket, is ready for one of the events, or has failed."""
+        """Call callback(events) whenever fd, a number or a socket, is ready for one of the events, or has failed."""
         number = _number(fd)
         self._poll.register(number, events)
         self._callbacks[number] = callback
 
     def forget(self, fd: Any) -> None:
-        """Watch fd no more."""
+        """Stop watching fd."""
         number = _number(fd)
         if self._callbacks.pop(number, None):
             self._poll.unregister(number)
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Call back once, after that time."""
+        """Call the callback once, after so many seconds."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), callback))
 
     def is_watching(self) -> bool:
-        """Whether there is a descriptor to wait for."""
+        """Whether the loop watches any descriptor."""
         return bool(self._callbacks)
 
     def run_once(self, timeout: float | None = None) -> None:
-        """Wait for events, at most timeout seconds, and call back for each, and for what is due."""
+        """Wait for events, at most timeout seconds. Call back for each event, and for each timer that is due."""
         if self._timers:
             due = self._timers[0][0] - time.monotonic()
             timeout = due if timeout is None else min(due, timeout)
         for fd, events in self._poll.poll(None if timeout is None else max(0, timeout) * 1000):
             callback = self._callbacks.get(fd)
-            if callback:  # not forgotten since by another callback
+            if callback:  # an earlier callback may have called forget(fd)
                 callback(events)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()

@@ -1,4 +1,4 @@
-"""What the companion needs of Linux and macOS: fork, pipes that can be polled, and a look at the host."""
+"""The companion on Linux and macOS: it starts by fork, polls pipes, and watches the host."""
 
 import contextlib
 import gc
@@ -17,28 +17,28 @@ from goplugin import standard_streams
 from goplugin.companion.loop import ERROR_ONLY, READ, Loop
 from goplugin.state import State
 
-QUIET = 0.0  # seconds that what was written to a pipe may take to arrive
+QUIET = 0.0  # seconds until bytes written to a pipe can be read
 
 _PARENT_GONE = "the process that started this plugin is gone"
-_PARENT_CHECK = 0.5  # seconds between looks at the parent where the system cannot tell of its end
+_PARENT_CHECK = 0.5  # seconds between checks of the parent, if the system cannot report its end
 
 
 class Child:
-    """Starts the companion by fork: no second start of Python, and it works however the plugin was packed.
+    """Starts the companion by fork. Python does not start again, and it works however the plugin was packaged.
 
-    By two forks, so that it is not a child of ours: os.wait() in the plugin's own code must not meet it. But if process
-    1 is the host or the plugin itself, as in a container, by one: the plugin must wait for it at the end, because the
-    host would not, and because the container ends with process 1.
+    It forks twice, so that the companion is not our child: os.wait() in the plugin's code must not find it. But in a
+    container, where process 1 is the host or the plugin itself, it forks once. Then the plugin waits for the companion
+    at the end: the host would not, and the container ends with process 1.
     """
 
     def __init__(self, state: State, mark: bytes, stderr: int) -> None:
-        """Start it. OSError if the system refuses. See Process for what is passed."""
+        """Start the companion. OSError if the system refuses. Process describes the arguments."""
         self._control, control = socket.socketpair()
         self._events, events = socket.socketpair()
         self._is_ours = 1 in (os.getpid(), os.getppid())
         with warnings.catch_warnings():
-            # Python 3.12 warns if there are threads, as a debugger or tracer may have started. None of them is in our
-            # way: the process uses nothing that they have.
+            # Python 3.12 warns if there are threads, such as a debugger's. They do no harm: the companion does not use
+            # what they may have locked.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
         if self._pid == 0:
@@ -46,26 +46,26 @@ class Child:
                 if self._is_ours or os.fork() == 0:
                     _serve(state, mark, control, events, stderr)
             finally:
-                os._exit(0)  # if the second fork failed, the plugin takes that for a companion that has died
+                os._exit(0)  # if the second fork failed, the plugin notices that the companion died
         control.close()
         events.close()
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
-        """Let go of the intermediate child, and return control and events. Not at once: this costs a millisecond."""
+        """Wait for the intermediate child, and return control and events. Call this late: it takes a millisecond."""
         if not self._is_ours and self._pid:
-            with contextlib.suppress(ChildProcessError):  # the plugin's code has waited for all children
+            with contextlib.suppress(ChildProcessError):  # the plugin's code has already waited for all children
                 os.waitpid(self._pid, 0)
             self._pid = 0
         return self._control, self._events
 
     def has_died(self) -> bool:
-        """Whether it has ended already."""
+        """Whether the companion has ended."""
         poll = select.poll()
         poll.register(self._control, ERROR_ONLY)
         return bool(poll.poll(0))
 
     def end(self, seconds: float) -> None:
-        """If it is a child of ours, wait until it has passed on the last words."""
+        """If the companion is our child, wait until it has passed on the last words, at most so many seconds."""
         if self._is_ours:
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_WR)
@@ -76,21 +76,21 @@ class Child:
             self._is_ours = False
 
     def close(self) -> None:
-        """Let go of it: it ends, or serves the parent of this process alone."""
+        """Close our sockets. Then the companion ends, unless the parent of this process still has them."""
         self._is_ours = False
         self._control.close()
         self._events.close()
 
 
 def _serve(state: State, mark: bytes, control: socket.socket, events: socket.socket, stderr: int) -> None:
-    """Be the companion. Runs none of the plugin's exit handlers."""
-    # These go to the whole process group. The companion must stay until the plugin has finished its calls.
+    """Be the companion. The caller exits without the plugin's exit handlers."""
+    # These signals reach the whole process group. The companion must stay until the plugin has finished its calls.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     null = standard_streams.null()
     for standard in (0, standard_streams.STDOUT):  # stdin is for the plugin's own code
         os.dup2(null, standard)
-    # Not the host's stdout, which would not end with the plugin, nor what the host has given to the plugin besides.
+    # Close the host's stdout, which must end with the plugin, and other descriptors that the host gave to the plugin.
     kept = (standard_streams.STDERR, control.fileno(), events.fileno(), stderr)
     for fd in standard_streams.open_descriptors():
         if fd > standard_streams.STDERR and fd not in kept:
@@ -100,8 +100,8 @@ def _serve(state: State, mark: bytes, control: socket.socket, events: socket.soc
         name_file.write("companion")  # for ps and top, on Linux
     sys.settrace(None)
     sys.setprofile(None)
-    gc.freeze()  # else the first collection would copy all that we share with the plugin
-    gc.enable()  # it was off while goplugin is imported
+    gc.freeze()  # otherwise the first collection would copy all memory that we share with the plugin
+    gc.enable()  # launch.py disables it during the import
 
     from goplugin.companion import process
 
@@ -119,11 +119,11 @@ class Pipe:
         return self._fd
 
     def recv(self, size: int) -> bytes:
-        """Read what is there, at most so much."""
+        """Read at most size bytes. b"" at the end."""
         return os.read(self._fd, size)
 
     def send(self, data: bytes) -> int:
-        """Write as much as a pipe that is ready takes without making us wait. Return how much that was."""
+        """Write as much as a ready pipe takes without blocking. Return how many bytes."""
         return os.write(self._fd, data[: select.PIPE_BUF])
 
 
@@ -134,24 +134,24 @@ def reads(fd: int) -> Pipe:
 
 
 def writes(fd: int) -> Pipe:
-    """Return the pipe to write to. It belongs to others too: it stays as it is."""
+    """Return the pipe to write to. It stays blocking, because other processes share it."""
     return Pipe(fd)
 
 
 def flush(pipe: Pipe, seconds: float) -> None:
-    """Return when what was sent is in the pipe."""
+    """Do nothing: what was sent is in the pipe."""
 
 
 def descriptor_limit() -> int:
-    """Return how many descriptors this process can have."""
+    """Return how many descriptors this process can open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]) -> None:
-    """Call gone(reason) when the process that started the plugin has ended, or when nobody reads its stderr.
+    """Call gone(reason) when the process that started the plugin has ended, and when nobody reads its stderr.
 
-    Both are needed: a shell between host and plugin may outlive the host; another process may hold the pipe.
-    parent: the process that started the plugin. stderr: what `writes` returned.
+    Both checks are needed: a shell between host and plugin may outlive the host; another process may hold the pipe.
+    parent: the pid of the process that started the plugin. stderr: from `writes`.
     """
 
     def watch(fd: Any, events: int, reason: str) -> None:
@@ -168,21 +168,21 @@ def watch_host(loop: Loop, parent: int, stderr: Any, gone: Callable[[str], None]
             loop.call_later(_PARENT_CHECK, look_at_parent)
 
     mode = os.fstat(stderr.fileno()).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # files, terminals and devices have no reader to lose
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # files, terminals and devices have no reader
         watch(os.dup(stderr.fileno()), ERROR_ONLY, "the host is gone")
     try:
         watch(_end_of(parent), READ, _PARENT_GONE)
     except ProcessLookupError:
         gone(_PARENT_GONE)
     except (AttributeError, OSError):  # an old kernel, a sandbox, another system
-        if parent > 0:  # 0: it is outside of this container
+        if parent > 0:  # 0 if the parent is outside this container
             look_at_parent()
 
 
 def _end_of(pid: int) -> Any:
-    """Return what is ready to be read once the process has ended, even if its own parent has not noticed yet.
+    """Return a descriptor that becomes readable when the process ends, even if its parent has not waited for it.
 
-    ProcessLookupError if it has ended, AttributeError or another OSError if the system cannot tell.
+    ProcessLookupError if it has ended already, AttributeError or another OSError if the system cannot do this.
     """
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
@@ -193,24 +193,24 @@ def _end_of(pid: int) -> Any:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether there is no such process any more."""
-    with contextlib.suppress(PermissionError):  # it is there, and another user's
+    """Whether the process has ended."""
+    with contextlib.suppress(PermissionError):  # it runs, as another user
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"Z"  # its own parent has not noticed yet
+        return file.read().rpartition(b")")[2].split()[0] == b"Z"  # a zombie: its parent has not waited for it
     return False
 
 
 def is_orphan() -> bool:
-    """Whether the process that started us ended before we could watch it, as far as the system tells.
+    """Whether the process that started us ended before we could watch it.
 
-    Then process 1 is our parent. If process 1 itself started us, as a host in a container may, we are in its session
-    or in our own.
+    Then our parent is process 1. But process 1 may have started us itself, as a host in a container. Then we are in its
+    session or in our own.
     """
     try:
         return os.getppid() == 1 and os.getsid(0) not in (os.getsid(1), os.getpid())
-    except OSError:  # a system that keeps sessions of others secret
+    except OSError:  # some systems hide the sessions of others
         return False

@@ -1,10 +1,10 @@
-"""The companion: a process beside the plugin that does what a thread of the plugin cannot.
+"""The companion: a process beside the plugin that does what no thread of the plugin can do.
 
-It writes stderr's lines to the host, so that no child of the plugin keeps the host waiting. It terminates TLS. It
-watches the host; when that is gone, it kills a plugin that does not leave. It exits after the plugin.
+It passes stderr's lines on to the host, so that no child of the plugin keeps the host waiting. It terminates TLS. It
+watches the host. When the host is gone and the plugin does not leave, it kills the plugin. It exits after the plugin.
 
-The plugin talks to it over a socket pair, in lines of JSON: a command with its arguments, and the reply. When the
-plugin's end closes, the plugin is gone. Over a second pair the companion tells the plugin to leave.
+The plugin sends it commands over a socket pair, in lines of JSON: a command with its arguments, and then the reply.
+When the plugin's end closes, the plugin is gone. Over a second socket pair the companion tells the plugin to leave.
 """
 
 import contextlib
@@ -22,39 +22,40 @@ from goplugin.companion import LAST_WORDS, system
 from goplugin.companion.loop import READ, WRITE, Loop
 from goplugin.state import State
 
-PLUGIN_GRACE = 2.5  # seconds that the plugin has to leave once the host is gone; it takes 1.8 at most
+PLUGIN_GRACE = 2.5  # seconds for the plugin to leave once the host is gone; it needs at most 1.8
 
-_MOST_PENDING = 1 << 20  # bytes that the host has not taken yet, beyond which our own records are dropped
+_MOST_PENDING = 1 << 20  # bytes that the host has not taken yet; beyond these we drop our own records
 
 _log = log.get_logger("goplugin.companion")
 
 
 class Process:
-    """The companion; `run` returns when the plugin is gone and nothing is left to do."""
+    """The companion. `run` returns when the plugin is gone and its last output has reached the host."""
 
     def __init__(self, state: State, mark: bytes, control: socket.socket, events: socket.socket, stderr: int) -> None:
-        """state: the plugin's, when it made us. mark: what frames begin with.
+        """state: the plugin's, when it started us. mark: begins each frame.
 
-        control, events: to the plugin. stderr: the pipe that it writes to. Our file descriptor 2 is the host's stderr.
+        control, events: sockets to the plugin. stderr: the read end of the plugin's stderr. Our own file descriptor 2
+        is the host's pipe.
         """
         self._environment, self._plugin, self._parent = state.settings, state.pid, state.parent
         self._control, self._events = control, events
         self._stderr, self._host = system.reads(stderr), system.writes(standard_streams.STDERR)
         self._loop = Loop()
-        self._received = b""  # of commands
+        self._received = b""  # an unfinished command
         self._plugin_left = False
         self._stderr_ended = False
         self._lines = frames.Decoder(mark)
         self._to_host = b""  # lines that the host has not taken yet
         self._leaves_with_host = True
-        self._connections: Any = None  # for AutoMTLS and multiplexing, imported only then
+        self._connections: Any = None  # for AutoMTLS, TLSFiles and multiplexing; imported only then
         self._folder: PrivateFolder | None = None
         self._paths = 0
         self._commands: dict[str, Callable[..., Any]] = {"path": self._path, "use_files": self._use_files}
         self._commands_without_reply: dict[str, Callable[..., None]] = {"stay": self._stay}
 
     def run(self) -> None:
-        """Prepare TLS or multiplexing if the host asked for it, then serve host and plugin until the plugin is gone."""
+        """Prepare TLS or multiplexing if the host asked for it. Then serve host and plugin until the plugin is gone."""
         log.send_to(log.HclogHandler(self._log))
         self._tell_plugin(f"pid {os.getpid()}")
         try:
@@ -90,19 +91,19 @@ class Process:
             self._events.sendall(event.encode() + b"\n")
 
     def _kill_plugin(self) -> None:
-        if not self._plugin_left:  # it holds the control socket: the pid is still its own
-            with contextlib.suppress(OSError):  # Windows: it is ending
+        if not self._plugin_left:  # it holds the control socket, so no other process has its pid
+            with contextlib.suppress(OSError):  # on Windows, it may be ending
                 os.kill(self._plugin, getattr(signal, "SIGKILL", signal.SIGTERM))  # there, any signal kills
 
-    # What is written to stderr
+    # The plugin's stderr
 
     def _on_stderr(self) -> bool:
-        """Read what was written; whether there was anything."""
+        """Read from stderr. Return whether there was anything."""
         try:
             data = self._stderr.recv(65536)
         except BlockingIOError:
             return False
-        if not data:  # nobody has our stderr any more
+        if not data:  # the plugin and its children have closed it
             self._stderr_ended = True
             self._loop.forget(self._stderr)
         self._pass_on(self._lines.decode(data))
@@ -110,7 +111,7 @@ class Process:
 
     def _pass_on(self, lines: bytes) -> None:
         if lines and not self._to_host:
-            # Nothing more is read until the host has taken this: then writers wait, as they would without us.
+            # Read no more until the host has taken this. Writers then wait, as they would without us.
             self._loop.forget(self._stderr)
             self._loop.watch(self._host, WRITE, lambda events: self._send_to_host())
         self._to_host += lines
@@ -120,7 +121,7 @@ class Process:
             self._to_host = self._to_host[self._host.send(self._to_host) :]
         except BlockingIOError:
             return
-        except OSError:  # nobody reads it any more: what is written is lost, as it would be without us
+        except OSError:  # nobody reads the host's pipe: output is lost, as it would be without us
             self._to_host = b""
         if not self._to_host:
             self._loop.forget(self._host)
@@ -128,14 +129,14 @@ class Process:
             self._loop.watch(self._stderr, READ, lambda events: self._on_stderr())
 
     def _log(self, record: bytes) -> None:
-        """Write a record of our own. It never waits: a host that does not read its log must not stop TLS."""
+        """Write our own log record. This never waits: a host that does not read its log must not stop TLS."""
         if len(self._to_host) < _MOST_PENDING:
             self._pass_on(record)
 
     def _last_words(self) -> None:
-        """Pass on what was written before the plugin ended. Later output of its children is lost."""
+        """Pass on what the plugin wrote before it ended. Later output of its children is lost."""
         end = time.monotonic() + LAST_WORDS
-        quiet = time.monotonic() + system.QUIET  # when nothing can come any more
+        quiet = time.monotonic() + system.QUIET  # from then on, nothing more can arrive
         is_empty = False
         while (left := end - time.monotonic()) > 0:
             if self._to_host:
@@ -152,7 +153,7 @@ class Process:
                 self._pass_on(self._lines.end())
         system.flush(self._host, LAST_WORDS)
 
-    # Commands of the plugin
+    # The plugin's commands
 
     def _on_control(self) -> None:
         try:
@@ -179,11 +180,11 @@ class Process:
             self._control.sendall(json.dumps(reply).encode() + b"\n")
 
     def _stay(self) -> None:
-        """Keep the plugin when the host goes. If the host multiplexes, `_on_end` ends it all the same."""
+        """Let the plugin outlive the host. But `_on_end` still ends it if the host multiplexes."""
         self._leaves_with_host = False
 
     def _auto_mtls(self) -> str:
-        """Return our certificate."""
+        """Begin AutoMTLS, and return our certificate for the handshake line."""
         from goplugin.companion import tls
 
         return self._begin_connections(tls.auto_mtls_contexts(self._environment.client_cert, self._make_folder()))
@@ -204,13 +205,13 @@ class Process:
         return contexts.server_cert if contexts else ""
 
     def _on_end(self, reason: str) -> None:
-        """The only connection of a host that multiplexes has ended. No host can call the plugin, so it leaves."""
+        """Make the plugin leave: the one connection of a multiplexing host has ended, so no host can call it."""
         if reason:
             _log.error("the multiplexed connection to the host has ended: %s", reason)
         self._make_leave("the host has ended the connection")
 
     def _path(self) -> str:
-        """Return a path for a Unix socket that only our user can reach."""
+        """Return a new path for a Unix socket that only our user can reach."""
         if not UNIX_SOCKETS:
             raise OSError("this system has no Unix sockets")
         self._paths += 1
@@ -220,7 +221,7 @@ class Process:
         if not UNIX_SOCKETS:
             import tempfile
 
-            return tempfile.gettempdir()  # on Windows it is our user's alone
+            return tempfile.gettempdir()  # on Windows only our user can enter it
         if self._folder and not self._folder.is_there():  # a cleaner removed it
             self._folder.remove()
             self._folder = None
@@ -231,7 +232,7 @@ class Process:
 
 
 def run(state: State, mark: bytes, control: socket.socket, events: socket.socket, stderr: int) -> None:
-    """Be the companion; see Process. Whatever fails, it must reach the host's log."""
+    """Be the companion; see Process. Log any failure to the host."""
     try:
         Process(state, mark, control, events, stderr).run()
     except Exception:  # noqa: BLE001

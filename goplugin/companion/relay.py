@@ -1,7 +1,18 @@
-"""One connection under AutoMTLS or of a host that multiplexes: TLS or a stream outside, plain bytes to grpc inside.
+"""Relays one connection: it moves bytes between a caller and what the caller wants to reach (see connections.py).
 
-Nothing blocks. Each connection holds what its slower side has not taken yet, and reads no more until it has: that is
-all the memory that a slow reader costs.
+| state       | begins when                            | ends when                                                 |
+| ----------- | -------------------------------------- | --------------------------------------------------------- |
+| accepted    | a caller connects                      | its TLS handshake is over: connecting; an error or        |
+|             |                                        | HANDSHAKE_TIMEOUT: refused. Without TLS it ends at once   |
+| connecting  | the caller is established              | the other side is established: relayed; an error or       |
+|             |                                        | HANDSHAKE_TIMEOUT: refused                                |
+| relayed     | both sides are established             | one end sends its last byte: half closed; an error: reset |
+| half closed | the other end gets the end of the data | it ends, too, and all is sent: closed; an error: reset    |
+
+Refused: both sides are closed before a byte has passed, and the reason is logged. Reset: both sides are cut.
+
+Nothing blocks. A relay holds the bytes that its slower side has not taken yet, and meanwhile reads no more from the
+faster one. So a slow reader costs at most these bytes of memory.
 """
 
 import contextlib
@@ -27,24 +38,24 @@ _log = log.get_logger("goplugin.companion")
 class Side:
     """One end of a relay: a socket, or a stream of a host that multiplexes.
 
-    unsent: what the connection has not taken yet. connecting: it is not known yet whether it can be reached.
+    unsent: bytes that the connection has not taken yet. connecting: whether connect() is still in progress.
     """
 
     def __init__(self, connection: Any, loop: Any, tls: TLS | NoTLS, *, connecting: bool = False) -> None:
-        """loop: which watches the connection. A stream's is its multiplexer, with the same methods."""
+        """loop: watches the connection. A stream's loop is its Multiplexer, which has the same methods."""
         self.connection, self.tls, self.connecting = connection, tls, connecting
         self.unsent = memoryview(b"")
         self._loop, self._events = loop, 0
 
     def receive(self) -> bytes:
-        """Return what has come, if we wait for some. TLSError if the other end is refused."""
+        """Return the bytes that have come, if we want to read. TLSError if the other end must be refused."""
         if self._events & READ:
             with contextlib.suppress(BlockingIOError):
                 return self.tls.receive(self.connection.recv(_CHUNK))
         return b""
 
     def send(self) -> None:
-        """Send what the connection takes."""
+        """Send as much as the connection takes."""
         if fresh := self.tls.output():
             self.unsent = memoryview(bytes(self.unsent) + fresh if self.unsent else fresh)
         if self.unsent:
@@ -52,7 +63,7 @@ class Side:
                 self.unsent = self.unsent[self.connection.send(self.unsent) :]
 
     def watch(self, events: int, callback: Callable[[int], object]) -> None:
-        """Have the loop watch for these events and no more; not even for errors if there are none."""
+        """Let the loop watch for exactly these events. With 0 it does not even watch for errors."""
         if events and events != self._events:
             self._loop.watch(self.connection, events, callback)
         elif events != self._events:
@@ -60,7 +71,7 @@ class Side:
         self._events = events
 
     def close(self, *, reset: bool) -> None:
-        """Close it. reset: as a connection that was cut, not ended."""
+        """Close the connection. reset: tell the other end that it was cut, not ended."""
         self.watch(0, print)
         if reset:
             with contextlib.suppress(OSError):
@@ -69,13 +80,13 @@ class Side:
 
 
 class Relay:
-    """Moves bytes between who has called and who is connected to once the caller is known to be the right one."""
+    """Connects to the other side once the caller has proved who it is, and then moves bytes between them."""
 
     def __init__(self, connections: Any, caller: Side, connect: Callable[[], Side], dials: str = "") -> None:
-        """connections: the Connections that this is one of.
+        """connections: the Connections that made this relay.
 
-        connect(): returns the other side. OSError or ValueError if it is known by then that this fails.
-        dials: the host's address, if it is grpc that calls.
+        connect(): returns the other side. OSError or ValueError if that fails at once.
+        dials: the host's address, if grpc is the caller.
         """
         self._connections, self._caller, self._connect, self._dials = connections, caller, connect, dials
         self._other: Side | None = None
@@ -83,25 +94,27 @@ class Relay:
         self._on_event(caller)
 
     def refuse(self, reason: str) -> None:
-        """Close without having passed anything on, and log why."""
+        """Close the relay before any byte has passed, and log why."""
         if self._dials and self._caller.tls.established:
             _log.warning("cannot dial %s: %s", self._dials, reason)
         else:
             peer = "its socket"
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # it has left; a Unix socket; a stream
+            # OSError: the peer has left. ValueError: a Unix socket. AttributeError: a stream.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 host, port = self._caller.connection.getpeername()
                 peer = f"{host}:{port}"
             self._connections.log_refusal(peer, reason)
         self._close()
 
     def _on_event(self, side: Side, events: int = 0) -> None:
-        """Move what can be moved, whatever the events: after an error too we read or write, which raises the error."""
+        """Move what can be moved, whatever the events. After an error too: reading or writing raises it."""
         side.connecting = False
         ended = side.tls.ended
         try:
             data = side.receive()
             if self._caller.tls.established and not self._other:
-                self._connections.end_handshake(self)  # first: to make room for its other side, others are refused
+                # First: if connect() needs room and the oldest handshake is refused, it must not be this one.
+                self._connections.end_handshake(self)
                 self._other = self._connect()
                 if not self._other.tls.established:
                     self._connections.begin_handshake(self)
@@ -112,7 +125,7 @@ class Relay:
                 self._watch(side, READ | WRITE * bool(side.unsent))
         except TLSError as error:
             with contextlib.suppress(OSError):
-                side.send()  # the alert, which tells the other end what is wrong
+                side.send()  # the TLS alert, which tells the other end the reason
             self.refuse(str(error))
         except (OSError, ValueError) as error:
             if not self._other or self._connections.is_shaking_hands(self):
@@ -132,7 +145,7 @@ class Relay:
             if not one.connecting:
                 one.send()
                 if another.tls.ended and one.tls.established and not one.unsent:
-                    # The second time, macOS raises ENOTCONN. If the other end has left, reading tells.
+                    # macOS raises ENOTCONN the second time. If the other end has left, reading reports it.
                     with contextlib.suppress(OSError):
                         one.connection.shutdown(socket.SHUT_WR)
         if side.tls.ended and other.tls.ended and not side.unsent and not other.unsent:
@@ -153,16 +166,16 @@ class Relay:
 
 
 def prepare(connection: socket.socket) -> None:
-    """Have the socket never block or delay. OSError if its other end has left."""
+    """Make the socket non-blocking, and send without delay. OSError if its other end has left."""
     connection.setblocking(False)
     if connection.family != getattr(socket, "AF_UNIX", None):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def begin_connect(address: Address) -> socket.socket:
-    """Return a socket that connects to the address, or will say why not. OSError or ValueError if that is known now.
+    """Return a socket that begins to connect to the address. OSError or ValueError if that fails at once.
 
-    A host's name must have been resolved: asking for it would block.
+    The address must have an IP address, not a host name: resolving a name would block.
     """
     where: Any = address.address
     if address.network == "unix":
@@ -184,8 +197,8 @@ def begin_connect(address: Address) -> socket.socket:
 
 
 def check_peer(connection: socket.socket) -> None:
-    """OSError if another user's process is at the other end of a Unix socket, where the system tells (Linux)."""
+    """Raise OSError if the other end of a Unix socket is another user's process. Only Linux can tell."""
     if hasattr(socket, "SO_PEERCRED"):
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "another user's process listens in the place of grpc")
+            raise PermissionError(errno.EPERM, "another user's process listens instead of grpc")

@@ -1,7 +1,7 @@
-"""TLS under AutoMTLS, without sockets: certificates, contexts, and a connection as bytes in and bytes out.
+"""TLS without sockets: certificates, contexts, and a connection as bytes in and bytes out.
 
-Mirrors go-plugin's mtls.go and what client.go and server.go do with it. Host and plugin each make a certificate, and
-each trusts only the other's. grpcio's own TLS (BoringSSL) cannot verify the host's P-521 key; Python's ssl can.
+Mirrors AutoMTLS in go-plugin's mtls.go, client.go and server.go: host and plugin each make a certificate, and each
+trusts only the other's. grpcio's own TLS (BoringSSL) cannot verify the host's P-521 key; Python's ssl can.
 """
 
 import base64
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 
 class TLSFiles(NamedTuple):
-    """A certificate of the plugin's own instead of AutoMTLS (go-plugin's TLSProvider): paths of PEM files.
+    """The plugin's own certificate instead of AutoMTLS (go-plugin's TLSProvider): paths of PEM files.
 
-    client_ca: the authority that callers, and the host's listeners that the broker dials, have their certificate from.
+    client_ca: the authority that signed the certificates of callers, and of the host's listeners that the broker dials.
     """
 
     certificate: str
@@ -23,10 +23,10 @@ class TLSFiles(NamedTuple):
 
 
 class Contexts(NamedTuple):
-    """TLS for what calls us (server) and for what we dial (client).
+    """TLS contexts: server for callers, client for what we dial.
 
-    peer: the only certificate, DER, that the dialled host may have; None where client_ca decides.
-    server_cert: ours, for the handshake line; empty where the host knows it.
+    peer: the only certificate, DER, that we accept when we dial; None if client_ca decides.
+    server_cert: our certificate for the handshake line; "" if the host knows it already.
     """
 
     server: ssl.SSLContext
@@ -36,32 +36,32 @@ class Contexts(NamedTuple):
 
 
 class TLSError(Exception):
-    """The other side is refused. The text says why."""
+    """The other side must be refused. The text says why."""
 
 
 class TLS:
-    """One TLS connection: give it what arrives, and send what it has to say.
+    """One TLS connection: pass it what arrives, and send what output() returns.
 
-    established: the handshake is over, and the other side is the right one.
-    ended: the other side says no more.
+    established: the handshake is over, and the other side's certificate is right.
+    ended: the other side sends no more.
     """
 
     def __init__(self, contexts: Contexts, *, dials: bool) -> None:
-        """dials: this side is the client, and speaks first."""
+        """dials: this side is the client, which speaks first."""
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         context, name = (contexts.client, "localhost") if dials else (contexts.server, None)
         self._tls = context.wrap_bio(self._in, self._out, not dials, name)
         self._peer = contexts.peer if dials else None
         self.established = self.ended = False
-        self._early: list[bytes] = []  # to send once that is so
+        self._early: list[bytes] = []  # to send once the connection is established
         if dials:
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.do_handshake()
 
     def receive(self, data: bytes) -> bytes:
-        """Take encrypted bytes, b"" for the end, and return the plain ones of all records that are complete.
+        """Take encrypted bytes, b"" for the end. Return the plain bytes of all complete TLS records.
 
-        TLSError if the other side is refused; what is then left to send tells it so.
+        TLSError if the other side must be refused. Then send output() once more: it tells the other side why.
         """
         if data:
             self._in.write(data)
@@ -99,13 +99,13 @@ class TLS:
             self.send(early)
 
     def send(self, data: bytes) -> None:
-        """Encrypt bytes for the other side; b"" tells it, once, that there is no more."""
+        """Encrypt bytes for the other side. b"" tells it, once, that no more follows."""
         if not self.established:
             self._early.append(data)
             return
         if not data:
             with contextlib.suppress(ssl.SSLError):
-                self._tls.unwrap()  # raises because the other side need not answer
+                self._tls.unwrap()  # raises unless the other side has answered, which it need not do
         view = memoryview(data)
         while view:
             view = view[self._tls.write(view) :]
@@ -116,7 +116,7 @@ class TLS:
 
 
 class NoTLS:
-    """The same without TLS: for a host that multiplexes and does not use AutoMTLS."""
+    """The same without TLS: for Unix sockets of the private hop, and for a multiplexing host without AutoMTLS."""
 
     established, ended, _out = True, False, b""
 
@@ -136,10 +136,10 @@ class NoTLS:
 
 
 def auto_mtls_contexts(client_cert: str, folder: str) -> Contexts:
-    """Return contexts with a fresh certificate of ours, for the host whose certificate, PEM, is client_cert.
+    """Return contexts with a new certificate of ours, for the host whose certificate, PEM, is client_cert.
 
-    folder: one that only our user can enter; the key lies there while OpenSSL loads it. ValueError if client_cert is
-    not a certificate, or the package cryptography is missing.
+    folder: only our user can enter it; it holds the key while OpenSSL loads it. ValueError if client_cert is not a
+    certificate, or the package cryptography is missing.
     """
     try:
         peer = ssl.PEM_cert_to_DER_cert(client_cert.strip())
@@ -150,7 +150,7 @@ def auto_mtls_contexts(client_cert: str, folder: str) -> Contexts:
 
 
 def contexts_for(peer: bytes, certificate: bytes, key: bytes, folder: str) -> Contexts:
-    """Return contexts of a certificate and its key, PEM, that trust one other certificate, DER. folder: as above."""
+    """Return contexts with this certificate and key, PEM, that trust only peer, DER. folder: as above."""
     path = os.path.join(folder, f"goplugin-{os.urandom(8).hex()}")
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600), "wb") as file:
@@ -164,7 +164,7 @@ def contexts_for(peer: bytes, certificate: bytes, key: bytes, folder: str) -> Co
 
 
 def file_contexts(files: TLSFiles) -> Contexts:
-    """Return contexts of the plugin's own certificate. ValueError if a file is not what it should be."""
+    """Return contexts with the plugin's own certificate. ValueError if a file is missing or invalid."""
     try:
         server, client = _contexts(files.certificate, files.key, cafile=files.client_ca)
     except (OSError, ssl.SSLError) as error:
@@ -181,19 +181,19 @@ def _contexts(certificate: str, key: str, **trusted: Any) -> tuple[ssl.SSLContex
         context.set_alpn_protocols(["h2"])
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(**trusted)
-    # Each connection shows its certificate again.
+    # No resumption: each connection must show its certificate.
     server.num_tickets = 0
     server.options |= ssl.OP_NO_TICKET
     return server, client
 
 
 def for_handshake(certificate: bytes) -> str:
-    """Return a certificate, PEM, as the handshake line holds it: DER in base64 without padding."""
+    """Return a certificate, PEM, in the form of the handshake line: DER in base64 without padding."""
     return base64.b64encode(ssl.PEM_cert_to_DER_cert(certificate.decode())).decode().rstrip("=")
 
 
 def make_certificate(curve: str = "SECP256R1") -> tuple[bytes, bytes]:
-    """Return a self-signed certificate for localhost, as the host wants it, and its key, both PEM."""
+    """Return a self-signed certificate for localhost, as the host requires, and its key, both PEM."""
     import datetime
 
     try:
@@ -217,7 +217,7 @@ def make_certificate(curve: str = "SECP256R1") -> tuple[bytes, bytes]:
         .not_valid_before(now - datetime.timedelta(seconds=30))
         .not_valid_after(now + datetime.timedelta(days=30 * 365))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        # The host trusts it as a root. No extended key usage: over the broker we are a client.
+        # The host trusts it as a root. No extended key usage: when the broker dials, it is a client's certificate.
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -1,4 +1,7 @@
-"""The same for Windows, which has no fork, and waits for sockets alone: small threads carry the rest to sockets."""
+"""The companion on Windows: it starts by the plugin's command, and threads connect pipes to sockets that it can poll.
+
+Windows has no fork, and its select() waits only for sockets. The functions are those of posix.py.
+"""
 
 import contextlib
 import ctypes
@@ -20,12 +23,12 @@ from goplugin import environment, standard_streams
 from goplugin.companion.loop import ERROR_ONLY, READ, WRITE, Loop
 from goplugin.state import State
 
-VARIABLE = "GOPLUGIN_COMPANION"  # by this one the same command becomes the companion
+VARIABLE = "GOPLUGIN_COMPANION"  # with this variable, the plugin's command becomes the companion
 
-QUIET = 0.1  # seconds that what was written to a pipe may take to arrive
+QUIET = 0.1  # seconds until bytes written to a pipe can be read
 
-_LOOK = 0.5  # seconds between looks at the host's stderr
-_MOST_SOCKETS = 500  # that are waited for; select() takes 512
+_LOOK = 0.5  # seconds between checks whether anybody reads the host's stderr
+_MOST_SOCKETS = 500  # sockets to wait for; select() takes 512
 
 # From winnt.h, winbase.h, winerror.h and ntifs.h.
 _SYNCHRONIZE, _INFINITE, _NO_SUCH_PROCESS = 0x100000, 0xFFFFFFFF, 87
@@ -33,22 +36,22 @@ _PIPE_LOCAL_INFORMATION, _PIPE_STATE, _CLOSING = 24, 8, 4
 
 if sys.platform == "win32":
     _kernel, _nt = ctypes.WinDLL("kernel32", use_last_error=True), ctypes.WinDLL("ntdll")
-else:  # so that mypy reads the rest
+else:  # for mypy on other systems
     _kernel: Any = None
     _nt: Any = None
 
 
 class Child:
-    """Starts the companion by the plugin's own command. It comes up while the plugin imports grpc."""
+    """Starts the companion with the plugin's own command. It starts up while the plugin imports grpc."""
 
     def __init__(self, state: State, mark: bytes, stderr: int) -> None:
-        """Start it. OSError if the system refuses. See Process for what is passed."""
+        """Start the companion. OSError if the system refuses. Process describes the arguments."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self._tokens = [os.urandom(16).hex() for _ in range(2)]  # by which control and events are known
+        self._tokens = [os.urandom(16).hex() for _ in range(2)]  # they identify the connections control and events
         said = [self._listener.getsockname()[1], self._tokens, mark.decode(), state.pid, state.parent]
         self._process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
-            # PyInstaller's programs of one file unpack themselves again for it, since it ends last.
+            # PyInstaller's one-file programs must unpack themselves again for the companion, because it ends last.
             env={**os.environ, **state.variables, VARIABLE: json.dumps(said), "PYINSTALLER_RESET_ENVIRONMENT": "1"},
             stdin=stderr,
             stdout=subprocess.DEVNULL,
@@ -57,16 +60,16 @@ class Child:
         self._connections: dict[str, socket.socket] = {}  # by token
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
-        """Wait until it has connected, and return control and events. OSError if it ends instead.
+        """Wait until the companion has connected, and return control and events. OSError if it ends instead.
 
-        Strangers may connect too; they do not know the tokens.
+        Strangers may connect too, but they do not know the tokens.
         """
         waiting: list[socket.socket] = []
         while len(self._connections) < 2:
             if self.has_died():
-                raise OSError(f"it ended at once, exit code {self._process.returncode}")
+                raise OSError(f"the companion ended at once, exit code {self._process.returncode}")
             for ready in select.select([self._listener, *waiting[-200:]], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):  # it has left
+                with contextlib.suppress(OSError):  # the caller has left
                     if ready is self._listener:
                         waiting.append(ready.accept()[0])
                         continue
@@ -80,23 +83,23 @@ class Child:
         return control, events
 
     def has_died(self) -> bool:
-        """Whether it has ended already."""
+        """Whether the companion has ended."""
         return self._process.poll() is not None
 
     def end(self, seconds: float) -> None:
-        """Do nothing: it stays by itself until it has passed on the last words."""
-        self._process.returncode = 0  # else subprocess would warn that it still runs
+        """Do not wait: the companion outlives this process until it has passed on the last words."""
+        self._process.returncode = 0  # otherwise subprocess would warn that it still runs
 
     def close(self) -> None:
-        """Let go of it: it ends."""
+        """Close our sockets. Then the companion ends."""
         self.end(0)
         for connection in (self._listener, *self._connections.values()):
             connection.close()
 
 
 def serve(state: State, said: str) -> None:
-    """Be the companion that `Child` has started: its plugin's state is ours. Does not return."""
-    for name in ("SIGINT", "SIGBREAK"):  # the console sends them to all of its processes
+    """Be the companion that `Child` started, and then exit. said: the variable's text, which completes the state."""
+    for name in ("SIGINT", "SIGBREAK"):  # the console sends them to all its processes
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     try:
         port, tokens, mark, state.pid, state.parent = json.loads(said)
@@ -110,7 +113,7 @@ def serve(state: State, said: str) -> None:
 
         control, events = connections
         process.run(state, mark.encode(), control, events, 0)
-    except Exception:  # noqa: BLE001 the plugin says that it has died, and this says why
+    except Exception:  # noqa: BLE001 the plugin logs that the companion died; this tells why
         traceback.print_exc()
     finally:
         os._exit(0)
@@ -123,36 +126,36 @@ def _without_delay(connection: socket.socket) -> socket.socket:
 
 
 class Poll:
-    """select.poll() by select.select()."""
+    """select.poll(), made of select.select()."""
 
     def __init__(self) -> None:
         self._events: dict[int, int] = {}
 
     def register(self, fd: int, events: int) -> None:
-        """Watch a socket, or change for what. OSError if there are too many."""
+        """Watch a socket for these events, or change them. OSError if there are too many sockets."""
         if fd not in self._events and len(self._events) >= _MOST_SOCKETS:
             raise OSError(errno.EMFILE, "too many connections")
         self._events[fd] = events
 
     def unregister(self, fd: int) -> None:
-        """Watch it no more."""
+        """Stop watching a socket."""
         del self._events[fd]
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait, at most so many milliseconds, and return what happened."""
+        """Wait for events, at most timeout milliseconds, and return them. None: without limit."""
         seconds = None if timeout is None else timeout / 1000
         reading, writing = ([fd for fd, events in self._events.items() if events & kind] for kind in (READ, WRITE))
         if not reading and not writing:
             time.sleep(seconds or 0)
             return []
-        # A connection that fails is an exception there.
+        # On Windows, select() reports a failed connect() in its third list.
         readable, writable, failed = select.select(reading, writing, writing, seconds)
         found = {fd: READ * (fd in readable) | WRITE * (fd in writable) for fd in (*readable, *writable)}
         return list((dict.fromkeys(failed, ERROR_ONLY) | found).items())
 
 
 def _in_thread(carry: Callable[[socket.socket], object]) -> socket.socket:
-    """Return a socket whose other end this function has, in a thread. When it returns, the socket ends."""
+    """Run carry(the other end of a socket pair) in a thread, and return our end. It ends when carry() returns."""
     ours, theirs = socket.socketpair()
 
     def run() -> None:
@@ -165,7 +168,7 @@ def _in_thread(carry: Callable[[socket.socket], object]) -> socket.socket:
 
 
 def reads(fd: int) -> socket.socket:
-    """Return a socket on which arrives what comes through the pipe."""
+    """Return a socket from which the pipe's bytes can be read."""
 
     def carry(theirs: socket.socket) -> None:
         while data := os.read(fd, 65536):
@@ -175,7 +178,7 @@ def reads(fd: int) -> socket.socket:
 
 
 def writes(fd: int) -> socket.socket:
-    """Return a socket that leads to the pipe. It ends when nobody reads the pipe."""
+    """Return a socket whose bytes go to the pipe. It ends when nobody reads the pipe."""
     import msvcrt
 
     handle = ctypes.c_void_p(msvcrt.get_osfhandle(fd))  # type: ignore[attr-defined,unused-ignore]
@@ -197,16 +200,16 @@ def writes(fd: int) -> socket.socket:
 
 
 def _nobody_reads(handle: Any) -> bool:
-    """Whether the other end of a pipe is closed. Not by a write of nothing, which a host may take for the end."""
+    """Whether the other end of a pipe is closed. An empty write would tell too, but a host may take it for the end."""
     status, local = (ctypes.c_void_p * 2)(), (ctypes.c_ulong * 10)()
     failed = _nt.NtQueryInformationFile(
         handle, ctypes.byref(status), ctypes.byref(local), ctypes.sizeof(local), _PIPE_LOCAL_INFORMATION
     )
-    return not failed and local[_PIPE_STATE] == _CLOSING  # it fails for what is no pipe
+    return not failed and local[_PIPE_STATE] == _CLOSING  # it fails if the handle is not a pipe
 
 
 def flush(pipe: socket.socket, seconds: float) -> None:
-    """Return when what was sent is in the pipe, or after so many seconds."""
+    """Wait until all bytes that were sent are in the pipe, at most so many seconds."""
     with contextlib.suppress(OSError):
         pipe.shutdown(socket.SHUT_WR)
         pipe.settimeout(seconds)
@@ -214,12 +217,12 @@ def flush(pipe: socket.socket, seconds: float) -> None:
 
 
 def descriptor_limit() -> int:
-    """Return how many sockets can be waited for."""
+    """Return how many sockets the loop can wait for."""
     return _MOST_SOCKETS
 
 
 def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[str], None]) -> None:
-    """Call gone(reason) when the process that started the plugin has ended, or when nobody reads its stderr."""
+    """Call gone(reason) when the process that started the plugin has ended, and when nobody reads its stderr."""
 
     def watch(end: socket.socket, reason: str) -> None:
         def on_event(_: int) -> None:
@@ -233,13 +236,13 @@ def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[s
 
     def wait_for_parent(theirs: socket.socket) -> None:
         if not (parent and has_ended(parent, _INFINITE)):
-            threading.Event().wait()  # it is not known, or another user's: we are not told
+            threading.Event().wait()  # the system does not tell: we do not know its pid, or it is another user's
 
     watch(_in_thread(wait_for_parent), "the process that started this plugin is gone")
 
 
 def has_ended(pid: int, milliseconds: int = 0) -> bool:
-    """Whether there is no such process any more, or after so many milliseconds."""
+    """Wait until the process has ended, at most so many milliseconds. Return whether it has."""
     handle = ctypes.c_void_p(_kernel.OpenProcess(_SYNCHRONIZE, False, pid))
     if not handle:
         return bool(ctypes.get_last_error() == _NO_SUCH_PROCESS)  # type: ignore[attr-defined,unused-ignore]
@@ -250,5 +253,5 @@ def has_ended(pid: int, milliseconds: int = 0) -> bool:
 
 
 def is_orphan() -> bool:
-    """Whether the process that started us has ended: the companion notices that."""
+    """Return False: on Windows the companion notices if the process that started us ended early."""
     return False

@@ -1,26 +1,26 @@
-"""yamux, without sockets: streams over one connection, as bytes in and bytes out.
+"""yamux without sockets: streams over one connection, as bytes in and bytes out.
 
-Mirrors github.com/hashicorp/yamux (spec.md there). A frame is a header, and in data frames what it carries:
+Mirrors github.com/hashicorp/yamux (spec.md there). A frame is a header; in a data frame, `length` bytes follow:
 
 | version: 0, 1 byte | type, 1 byte | flags, 2 bytes | stream's id, 4 bytes | length, 4 bytes |
 
 The client opens streams with odd ids, the server with even ones. On each stream, a side may send 256 KiB that the other
-one has not read yet. The other one says by window updates what it has read.
+side has not read yet. With window updates the other side reports how much it has read.
 
-Go's yamux also pings every 30 s, and ends the session if there is no answer. This one answers, and does not ping: the
-connection does not leave the machine, and a host that a debugger has stopped must keep its plugin.
+Go's yamux also pings every 30 s, and ends the session if no answer comes. This module answers pings, but sends none:
+the connection does not leave the machine, and a host that a debugger has stopped must keep its plugin.
 """
 
 import struct
 from collections.abc import Callable
 
-WINDOW = 256 * 1024  # bytes of a stream that a side takes before it has read any
+WINDOW = 256 * 1024  # bytes of a stream that a side accepts before it has read any
 
 _HEADER = struct.Struct(">BBHII")
 _DATA, _WINDOW_UPDATE, _PING, _GO_AWAY = range(4)
 _SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
 _NORMAL, _PROTOCOL_ERROR = 0, 1  # why a side goes away
-_MOST_PENDING = 1 << 20  # bytes that wait to be sent, beyond which streams send no more
+_MOST_PENDING = 1 << 20  # bytes that wait to be sent; beyond these, streams send no more
 
 
 class YamuxError(OSError):
@@ -28,36 +28,36 @@ class YamuxError(OSError):
 
 
 class Stream:
-    """A stream. It has the methods of a non-blocking socket that a relay uses."""
+    """A stream. It has those methods of a non-blocking socket that a relay uses."""
 
     def __init__(self, session: "Session", number: int) -> None:
         self._session, self._number = session, number
         self._received = bytearray()
-        self._room = self._window = WINDOW  # bytes that we still take, and that the other side still takes
-        self._ended = self._closed = False  # the other side's half, and ours
-        self.reset = self._resets = False  # it was cut; close() cuts it
+        self._room = self._window = WINDOW  # bytes that we still accept, and that the other side still accepts
+        self._ended = self._closed = False  # whether the other side's half has ended, and ours
+        self.reset = self._resets = False  # whether the stream was cut, and whether close() will cut it
 
     def readable(self) -> bool:
-        """Whether recv() would return or raise something."""
+        """Whether recv() would return bytes or raise an error."""
         return bool(self._received) or self._ended or self.reset
 
     def writable(self) -> bool:
-        """Whether send() would take or raise something."""
+        """Whether send() would accept bytes or raise an error."""
         return self.reset or (self._window > 0 and self._session.has_room())
 
     def recv(self, size: int) -> bytes:
-        """Return what has come, b"" at the end. BlockingIOError if nothing has, ConnectionResetError if it was cut."""
+        """Return received bytes, b"" at the end. BlockingIOError if there are none, ConnectionResetError if cut."""
         self._check(self.readable())
         data = bytes(self._received[:size])
         del self._received[:size]
-        read = WINDOW - self._room - len(self._received)  # which the other side does not know yet
+        read = WINDOW - self._room - len(self._received)  # bytes that the other side does not know of yet
         if read >= WINDOW // 2 and not self._ended:
             self._room += read
             self._session.send(_WINDOW_UPDATE, 0, self._number, read)
         return data
 
     def send(self, data: memoryview) -> int:
-        """Send as much as the other side has room for, and return how much that was. Errors are those of recv()."""
+        """Send as many bytes as the other side accepts, and return how many. Raises the same errors as recv()."""
         self._check(self.writable())
         data = data[: self._window]
         self._window -= len(data)
@@ -65,17 +65,17 @@ class Stream:
         return len(data)
 
     def shutdown(self, how: int) -> None:
-        """End our half. how: ignored; sockets want SHUT_WR."""
+        """End our half. how: ignored; for a socket it is SHUT_WR."""
         if not self._closed and not self.reset:
             self._closed = True
             self._session.send(_WINDOW_UPDATE, _FIN, self._number)
 
     def setsockopt(self, *linger: object) -> None:
-        """Have close() cut the stream: sockets do that by SO_LINGER."""
+        """Let close() cut the stream. For a socket, SO_LINGER does this."""
         self._resets = True
 
     def close(self) -> None:
-        """Let go of the stream. What comes from now on is thrown away."""
+        """Close the stream. Bytes that still come are dropped."""
         if self._resets and not self.reset:
             self._session.send(_WINDOW_UPDATE, _RST, self._number)
         else:
@@ -83,13 +83,13 @@ class Stream:
         self._session.streams.pop(self._number, None)
 
     def take(self, flags: int, length: int, data: bytes = b"") -> None:
-        """Take a frame for this stream. YamuxError if it may not come."""
-        # Data may come after the end: in Go, one goroutine may close a stream while another one writes.
+        """Take a frame for this stream. YamuxError if the frame violates the protocol."""
+        # Data may come after the end: in Go, one goroutine may close a stream while another one writes to it.
         if self._ended and flags & _FIN:
             raise YamuxError(f"a second end of stream {self._number}")
         self._received += data
         self._room -= len(data)
-        self._window += length - len(data)  # of a window update
+        self._window += length - len(data)  # nonzero only for a window update
         if self._room < 0 or self._window > 0xFFFFFFFF:
             raise YamuxError(f"more on stream {self._number} than there is room for")
         self._ended |= bool(flags & _FIN)
@@ -103,14 +103,14 @@ class Stream:
 
 
 class Session:
-    """One connection's streams: give it what arrives, and send what it has to say.
+    """One connection's streams: pass it what arrives, and send what output() returns.
 
-    streams: those that are open, by id.
-    changed: the streams that may be readable or writable by now; whoever reads it empties it.
+    streams: the open streams, by id.
+    changed: the streams that may have become readable or writable. The reader of this set empties it.
     """
 
     def __init__(self, accept: Callable[[Stream], None], wake: Callable[[], None], *, client: bool = False) -> None:
-        """accept: called with each stream that the other side opens. wake: called when there is something to send."""
+        """accept(stream): called for each stream that the other side opens. wake(): called when output() has bytes."""
         self.changed: set[Stream] = set()
         self._accept, self._wake = accept, wake
         self.streams: dict[int, Stream] = {}
@@ -125,7 +125,7 @@ class Session:
         return stream
 
     def receive(self, data: bytes) -> None:
-        """Take bytes. YamuxError if they violate the protocol: end the session then."""
+        """Take received bytes. YamuxError if they violate the protocol; then end the session."""
         self._in += data
         start, end = 0, _HEADER.size
         while end <= len(self._in):
@@ -141,16 +141,16 @@ class Session:
     def output(self) -> bytes:
         """Return, once, the bytes to send; b"" if there are none."""
         if not self.has_room():
-            self.changed.update(self.streams.values())  # which may send again
+            self.changed.update(self.streams.values())  # they can send again
         data, self._out = bytes(self._out), bytearray()
         return data
 
     def has_room(self) -> bool:
-        """Whether streams may send: not too much waits for the connection."""
+        """Whether streams may send, because less than _MOST_PENDING bytes wait for the connection."""
         return len(self._out) < _MOST_PENDING
 
     def end(self, *, violated: bool) -> None:
-        """Say goodbye, and cut all streams. violated: the other side has violated the protocol."""
+        """Tell the other side that the session ends, and cut all streams. violated: it has violated the protocol."""
         self.send(_GO_AWAY, 0, 0, _PROTOCOL_ERROR if violated else _NORMAL)
         self.changed.update(self.streams.values())
         for stream in self.streams.values():
@@ -158,7 +158,7 @@ class Session:
         self.streams.clear()
 
     def send(self, kind: int, flags: int, number: int, length: int = 0, data: bytes | memoryview = b"") -> None:
-        """Send a frame; for streams."""
+        """Send a frame. For streams only."""
         self._out += _HEADER.pack(0, kind, flags, number, length)
         self._out += data
         self._wake()
@@ -176,7 +176,7 @@ class Session:
                 self.streams[number] = Stream(self, number)
                 self.send(_WINDOW_UPDATE, _ACK, number)
                 self._accept(self.streams[number])
-            # Frames for a stream that we have closed may still be on their way.
+            # Frames for a stream that we have closed may still arrive: drop them.
             if stream := self.streams.get(number):
                 self.changed.add(stream)
                 stream.take(flags, length, data)

@@ -1,4 +1,4 @@
-"""The services that go-plugin adds to every plugin in Go, besides health; mirrors go-plugin's grpc_server.go."""
+"""Adds the services that go-plugin adds to every plugin in Go, except health. Mirrors go-plugin's grpc_server.go."""
 
 from concurrent.futures import Executor
 from typing import Any
@@ -15,33 +15,33 @@ _log = log.get_logger("goplugin")
 
 
 def add_to_server(
-    server: Any, controller: Controller, stdio: Stdio, broker: BrokerBase, calls: Any, threads: Executor
+    server: Any, controller: Controller, stdio: Stdio, broker: BrokerBase, interceptor: Any, threads: Executor
 ) -> None:
-    """Add them.
+    """Add the services to the server.
 
-    calls: the interceptor that the server should have.
-    threads: for the calls that must be heard however many calls of the plugin's own services there are.
+    interceptor: the one from plugin.server_arguments, which the server should have.
+    threads: for the calls that must be answered however many calls of the plugin's own services run.
     """
     for method in (Controller.Shutdown, Stdio.StreamStdio, BrokerBase.StartStream):
-        # Without this attribute of grpcio's they would wait behind those calls.
+        # Without this attribute of grpcio's, these calls would wait behind those.
         setattr(method, "experimental_thread_pool", threads)  # noqa: B010
-    native.adapt(server, calls)
-    server.add_generic_rpc_handlers([_Witness(calls)])
+    native.adapt(server, interceptor)
+    server.add_generic_rpc_handlers([_Witness(interceptor)])
     host_pb2_grpc.add_GRPCControllerServicer_to_server(controller, server)
     host_pb2_grpc.add_GRPCStdioServicer_to_server(stdio, server)
     host_pb2_grpc.add_GRPCBrokerServicer_to_server(broker, server)
 
 
 class _Witness(grpc.GenericRpcHandler):
-    """Sees the calls of these services, as every host makes them at once, and tells if the interceptor does not."""
+    """Logs an error if the interceptor does not see the calls of these services, which every host makes at once."""
 
-    def __init__(self, calls: Any) -> None:
-        self._calls = calls
+    def __init__(self, interceptor: Any) -> None:
+        self._interceptor = interceptor
 
     def service(self, handler_call_details: Any) -> None:
-        if not self._calls.consulted:
-            self._calls.consulted = True
+        if not self._interceptor.consulted:
+            self._interceptor.consulted = True
             _log.error(
-                "the server lacks goplugin's interceptor, and may lack more that a host expects:"
+                "the server lacks goplugin's interceptor, and perhaps other things that a host expects:"
                 " pass **plugin.server_arguments to the function that makes it"
             )

@@ -1,4 +1,4 @@
-"""What the plugin serves under an id of the broker's; mirrors AcceptAndServe in go-plugin's grpc_broker.go."""
+"""The server behind an id of the broker. Mirrors AcceptAndServe in go-plugin's grpc_broker.go."""
 
 import contextlib
 from typing import Any
@@ -16,16 +16,16 @@ class AcceptedBase:
         self._served: tuple[Any, Address] | None = None
 
     def listen(self, server: Any, stoppable: Any) -> Address:
-        """Bind the server, and return where the host finds it. OSError or ValueError if it cannot listen.
+        """Bind the server, and return the address for the host. OSError or ValueError if it cannot listen.
 
-        stoppable: whose stop(None), called in any thread, stops the server.
+        stoppable: its stop(None) stops the server, in any thread.
         """
         address = self._transport.listen(server)
         self._served = stoppable, address
         return address
 
     def stop(self) -> Any:
-        """Stop serving, and cancel calls in flight. Return what the server has returned for that."""
+        """Stop serving, and cancel calls in flight. Return what stoppable.stop() returned, if it was called."""
         self._broker.forget(self)
         served, self._served = self._served, None
         if not served:
@@ -36,10 +36,10 @@ class AcceptedBase:
 
 
 class Accepted(AcceptedBase, contextlib.AbstractContextManager["Accepted"]):
-    """A server under an id. Close it when the host does not need it any more, or use it in a `with`."""
+    """A server under an id. Close it when the host no longer needs it, or use it in a `with`."""
 
     def close(self) -> None:
-        """Stop serving, and cancel calls in flight. A second call does nothing."""
+        """Stop serving, and cancel calls in flight. Closing again does nothing."""
         self.stop()
 
     def __exit__(self, *exc_info: object) -> None:

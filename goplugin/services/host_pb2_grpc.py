@@ -28,7 +28,7 @@ class GRPCControllerServicer(object):
     """
 
     def Shutdown(self, request, context):
-        """Shutdown is answered at once; the process ends after that.
+        """The plugin answers Shutdown at once, and then ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +93,7 @@ class GRPCStdioServicer(object):
     """
 
     def StreamStdio(self, request, context):
-        """StreamStdio is opened once by each host and stays open as long as it is connected.
+        """Each host opens StreamStdio once. It stays open while the host is connected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,7 +158,7 @@ class GRPCBrokerServicer(object):
     """
 
     def StartStream(self, request_iterator, context):
-        """StartStream is opened once by each host and stays open as long as it is connected.
+        """Each host opens StartStream once. It stays open while the host is connected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,8 +1,7 @@
-"""The broker of a host that multiplexes: the side that dials an id knocks first.
+"""Knocks: how the broker dials if the host multiplexes. Mirrors knock and listenForKnocks in grpc_broker.go.
 
-Mirrors knock and listenForKnocks in go-plugin's grpc_broker.go. Host and plugin have one connection, and a new stream
-does not say which id it is for. So the side that opens it names the id before, on the broker's stream, and waits for
-the answer. Its next stream then belongs to that id.
+Host and plugin have one connection, and a new stream does not say which id it is for. So the side that dials names the
+id on the broker's stream first: it knocks. When the other side has answered, the next stream belongs to that id.
 """
 
 import contextlib
@@ -16,31 +15,31 @@ from goplugin.address import Address
 from goplugin.services import host_pb2
 from goplugin.transport import Multiplexed
 
-TIMEOUT = 5.0  # seconds that each side has to pick an id up, or to answer a knock, as in Go
-KNOCK_AGAIN = 0.3  # seconds after which a knock that was refused is repeated, once
+TIMEOUT = 5.0  # seconds for each side to use an id, or to answer a knock, as in Go
+KNOCK_AGAIN = 0.3  # seconds until a refused knock is repeated, once
 
 
 class Knocks:
     """Knocks at the host, one knock at a time, and answers the host's knocks. Callers hold the lock."""
 
     def __init__(self, transport: Multiplexed, broker: Any) -> None:
-        """broker: the BrokerBase that these are of. The first one of its hosts' streams is used."""
+        """broker: the BrokerBase that owns this. Knocks use the stream of its first host."""
         self._transport, self._broker, self._lock = transport, broker, broker.lock
-        self.unsaid = queue.SimpleQueue[Any]()  # in the place of the first stream until that is open
-        self._dials: list[tuple[int, Future[Address]]] = []  # which have not knocked yet
-        self._knocked: list[tuple[int, Future[Address]]] = []  # which the host has not answered; done: given up
-        self._refused = weakref.WeakSet[Future[Address]]()  # which the host refused once
-        self.served: dict[int, Address] = {}  # by id
+        self.unsaid = queue.SimpleQueue[Any]()  # messages for the first stream, until it is open
+        self._dials: list[tuple[int, Future[Address]]] = []  # dials that have not knocked yet
+        self._knocked: list[tuple[int, Future[Address]]] = []  # knocks without an answer; if done, the dial gave up
+        self._refused = weakref.WeakSet[Future[Address]]()  # dials that the host refused once
+        self.served: dict[int, Address] = {}  # grpc's addresses, by id
 
     def dial(self, service_id: int, future: Future[Address]) -> None:
-        """Give the future a socket that leads to the id; ValueError if the host refuses, TimeoutError if it is late."""
+        """Set the future to an address that leads to the id. ValueError if the host refuses, TimeoutError if late."""
         with self._lock:
             self._dials.append((service_id, future))
             future.add_done_callback(lambda future: self._go_on())
             self._go_on()
 
     def _go_on(self) -> None:
-        """Knock for the next one, if the one before it has been answered or given up."""
+        """Knock for the next dial, if the one before it was answered or gave up."""
         with self._lock:
             while self._dials and all(one.done() for _, one in self._knocked):
                 service_id, future = self._dials.pop(0)
@@ -51,13 +50,13 @@ class Knocks:
                     self._say(service_id, ack=False)
 
     def serve(self, service_id: int, address: Address) -> None:
-        """Let the host in there when it knocks for the id."""
+        """Serve the id at this address of grpc: the host's next stream after a knock leads there."""
         self.served[service_id] = address
-        if self._broker.infos.pop(service_id, None):  # the host was earlier
+        if self._broker.infos.pop(service_id, None):  # the host has knocked already
             self._open(service_id)
 
     def receive(self, info: host_pb2.ConnInfo) -> None:
-        """Take what the host says."""
+        """Handle a message of the host: a knock, or the answer to ours."""
         service_id = info.service_id
         if info.knock.ack:
             self._answered(service_id, info.knock.error)
@@ -67,7 +66,7 @@ class Knocks:
             self._broker.keep(info)
 
     def _open(self, service_id: int) -> None:
-        with contextlib.suppress(OSError):  # the companion is gone, and the plugin leaves
+        with contextlib.suppress(OSError):  # the companion died, so the plugin leaves
             self._transport.expect(self.served[service_id])
             self._say(service_id, ack=True)
 
@@ -77,22 +76,23 @@ class Knocks:
         outgoing.put(host_pb2.ConnInfo(service_id=service_id, knock=knock))
 
     def _answered(self, service_id: int, error: str) -> None:
-        # Who still waits comes first: two dials of one id may have knocked, and the host may have kept one knock only.
+        # Dials that still wait come first: two dials of one id may have knocked, and the host may keep only one knock.
         future = min((one for number, one in self._knocked if number == service_id), key=Future.done, default=None)
         if not future:
-            return  # nobody knocked there
+            return  # we did not knock for this id
         self._knocked.remove((service_id, future))
         try:
             if error and not future.done() and future not in self._refused:
                 # A host in Go that begins to serve the id at this moment may answer "no listener" (grpc_broker.go,
                 # Accept: it listens for knocks first).
                 self._refused.add(future)
-                # A daemon, as the thread that receives is: Python's exit does not wait for it.
+                # This thread is a daemon, as the thread that receives is: Python's exit does not wait for it.
                 threading.Timer(KNOCK_AGAIN, self.dial, (service_id, future)).start()
             elif error:
                 raise ValueError(f"cannot dial id {service_id}: {error}")
             else:
-                # Even if nobody waits any more: otherwise the host takes our next stream, another id's, for this one.
+                # Open a stream even if the dial gave up: otherwise the host takes our next stream, for another id, for
+                # this one.
                 address = self._transport.open()
                 if not future.done() and future.set_running_or_notify_cancel():
                     future.set_result(address)

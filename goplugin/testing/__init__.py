@@ -1,10 +1,10 @@
-"""A host for tests of plugins, in Python: no Go is needed. Mirrors go-plugin's client.go and grpc_client.go.
+"""A host in Python, to test plugins without Go. Mirrors go-plugin's client.go and grpc_client.go.
 
     with goplugin.testing.start([sys.executable, "plugin.py"], HANDSHAKE) as plugin:
         your_pb2_grpc.YourStub(plugin.channel).Method(your_pb2.Request())
     assert plugin.exit_code == 0
 
-It is for tests. It does not watch over a plugin in use: it neither restarts it nor limits what it may do.
+It is for tests, not for plugins in use: it neither restarts a plugin nor limits what it may do.
 """
 
 import json
@@ -32,13 +32,13 @@ def start(
     timeout: float = 60.0,
     check_health: bool = True,
 ) -> Client:
-    """Start a plugin, in any language, and connect to it. End it by a `with`, or by its `kill()`.
+    """Start a plugin, in any language, and connect to it. End it with a `with`, or with its `kill()`.
 
-    A plugin that nobody has ended is killed when this process exits.
-    handshake: the plugin's; the host offers its protocol_versions.
-    env: replaces the whole environment; to add to it, pass {**os.environ, "NAME": "value"}.
-    timeout: seconds until the handshake line, and for the connection.
-    check_health: False for a plugin that has no health service, without which hosts cannot ping it.
+    If nobody ends the plugin, it is killed when this process exits.
+    handshake: the plugin's. The host offers its protocol_versions.
+    env: replaces the whole environment. To add to it, pass {**os.environ, "NAME": "value"}.
+    timeout: seconds until the handshake line, and again for the connection.
+    check_health: False for a plugin without a health service. Hosts cannot ping such a plugin.
     PluginError if the plugin does not start as a host expects. OSError if the command cannot be run.
     """
     client = Client(auto_mtls=auto_mtls)
@@ -51,18 +51,19 @@ def start(
 
 
 def attach(reattach_config: str, *, timeout: float = 60.0) -> Client:
-    """Connect to a plugin that runs already: with --debug it prints such JSON. The plugin stays at the end.
+    """Connect to a plugin that runs already. The plugin runs on when the client is closed.
 
+    reattach_config: the JSON that a plugin prints with --debug.
     timeout: seconds for the connection. PluginError if the plugin has ended, or does not answer.
     """
     (config,) = json.loads(reattach_config).values()
     address = Address(config["Addr"]["Network"], config["Addr"]["String"])
     try:
-        address.connect(timeout).close()  # as client.go does; grpc would dial again and again
+        address.connect(timeout).close()  # as client.go does; grpc would dial repeatedly
     except OSError as error:
         raise PluginError(
             f"Reattachment process not found: nobody listens at {address.address} ({error});"
-            " start the plugin again with --debug, and attach by the line that it prints"
+            " start the plugin again with --debug, and attach with the line that it prints"
         ) from None
     client = Client()
     try:

@@ -1,4 +1,4 @@
-"""A plugin as its host sees it."""
+"""goplugin.testing.Client: a host that starts a plugin, or attaches to one, and ends it."""
 
 import atexit
 import contextlib
@@ -29,29 +29,29 @@ from goplugin.testing.tls_thread import TLSThread
 from goplugin.transport import OPTIONS, ByCompanion, Plain
 from goplugin.workers import Workers
 
-KILL_GRACE = 2.0  # seconds that a plugin has to end by itself after Shutdown, as in client.go
+KILL_GRACE = 2.0  # seconds for a plugin to end by itself after Shutdown, as in client.go
 
 
 class PluginError(Exception):
-    """The plugin did not do what a host expects of it. The text ends with the plugin's log.
+    """The plugin did not do what a host expects. The text ends with the plugin's log.
 
-    exit_code: of the process; None if it runs.
+    exit_code: the process's; None if it runs.
     """
 
     exit_code: int | None = None
 
 
 class Client(contextlib.AbstractContextManager["Client"]):
-    """A plugin as its host sees it (go-plugin's Client). At the end of a `with` it is ended, by `kill`.
+    """A plugin as its host sees it (go-plugin's Client). The end of a `with` calls `kill`.
 
     channel: to the plugin. streams: the calls of stdio and broker, which every host keeps open.
-    version: the app protocol version that both sides have in common.
-    handshake_line: as the plugin printed it. after_handshake: what it wrote to the real stdout after that, as bytes.
-    stdout, stderr: what the plugin printed, as bytes, by the stdio service (SyncStdout and SyncStderr).
-    log: what it wrote to the real stderr: hclog's records, as dicts, with "@level", "@message" and pairs; other lines
-        are records at level debug, as with a host.
-    broker: the host's side: `accept` serves what the plugin dials, `dial` reaches what the plugin accepts.
-    pid, exit_code: of the process; exit_code is None while it runs, and negative if a signal ended it.
+    version: the app protocol version that both sides agreed on.
+    handshake_line: as the plugin printed it. after_handshake: bytes that it wrote to the real stdout after that.
+    stdout, stderr: bytes that the plugin printed and the stdio service carried (SyncStdout and SyncStderr).
+    log: lines that it wrote to the real stderr, as dicts: hclog's records have "@level", "@message" and pairs; other
+        lines are records at level debug, as with a host.
+    broker: the host's side: `accept` serves what the plugin dials, `dial` connects to what the plugin accepts.
+    pid, exit_code: the process's. exit_code is None while it runs, and negative if a signal ended it. killed: by us.
     """
 
     channel: grpc.Channel
@@ -64,9 +64,9 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self.log: list[dict[str, Any]] = []
         self._certificate = tls.make_certificate("SECP521R1") if auto_mtls else None
         self._process: subprocess.Popen[bytes] | None = None
-        self.killed = False  # it did not end by itself
+        self.killed = False
         self._first_line = queue.SimpleQueue[bytes]()
-        self._ended: Future[None] = Future()  # done when the process has ended
+        self._ended: Future[None] = Future()  # done once the process has ended
         self._readers: list[threading.Thread] = []
         self.streams: list[Any] = []
         self._connected = False
@@ -124,7 +124,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         except queue.Empty:
             raise self.error(f"timeout while waiting for plugin to start: no line in {timeout:g} s") from None
         if not line:
-            raise self.error("plugin exited before we could connect: there is no line on its stdout")
+            raise self.error("plugin exited before we could connect: it printed no handshake line")
         self.handshake_line = line.decode(errors="replace").strip()
         try:
             parsed = parse_handshake(self.handshake_line)
@@ -136,13 +136,13 @@ class Client(contextlib.AbstractContextManager["Client"]):
                 f" Client versions: {list(handshake.protocol_versions)}"
             )
         if self._certificate and not parsed.server_cert:
-            raise self.error("the host asked for AutoMTLS, and the handshake line has no certificate")
+            raise self.error("the host asked for AutoMTLS, but the handshake line has no certificate")
         self.connect(parsed, timeout, check_health)
 
     def connect(self, handshake: Handshake, timeout: float, check_health: bool) -> None:
         """Connect, check the plugin's health, and open the streams that every host opens."""
         self.version = handshake.version
-        environment = Environment(socket_dir=self._folder)  # on the host's side, the broker has them, if there are such
+        environment = Environment(socket_dir=self._folder)  # the broker uses Unix sockets, if the system has them
         transport: Plain | ByCompanion = Plain(environment, str)
         if self._certificate:
             try:
@@ -158,21 +158,21 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self._workers = Workers(2, 64)
         self.broker = Broker(transport, {"thread_pool": self._workers, "options": OPTIONS, "interceptors": ()})
         self._connected = True
-        self._ended.add_done_callback(lambda _: self.broker.close())  # nobody waits for the plugin's ids any more
+        self._ended.add_done_callback(lambda _: self.broker.close())  # dials of the plugin's ids fail at once
         before = set(threading.enumerate())
         try:
             self.cancel_at_end(grpc.channel_ready_future(self.channel)).result(timeout)
         except grpc.FutureTimeoutError:
             raise self.error(f"cannot connect to {handshake.address.address} within {timeout:g} s") from None
         except grpc.FutureCancelledError:
-            for thread in set(threading.enumerate()) - before:  # grpc's: it must not find the channel closed
+            for thread in set(threading.enumerate()) - before:  # grpc's thread must not find the channel closed
                 thread.join(1)
             raise self.error(f"plugin exited before we could connect to {handshake.address.address}") from None
         if check_health:
             self._check_health(timeout)
         stdio: Any = host_pb2_grpc.GRPCStdioStub(self.channel).StreamStdio(empty_pb2.Empty())
         self._in_thread(self._read_stdio, stdio)
-        theirs = queue.SimpleQueue[Any]()  # their half of the stream, which is there once ours is
+        theirs = queue.SimpleQueue[Any]()  # the plugin's half of the stream; it exists once ours does
         ours = self.broker.StartStream(_later(theirs), None)  # type: ignore[arg-type]
         infos: Any = host_pb2_grpc.GRPCBrokerStub(self.channel).StartStream(ours)
         theirs.put(infos)
@@ -181,14 +181,14 @@ class Client(contextlib.AbstractContextManager["Client"]):
     def kill(self, timeout: float = 10.0) -> None:
         """End the plugin as Kill in client.go does: Shutdown, 2 s, then SIGKILL. A second call does nothing.
 
-        timeout: seconds for Shutdown's answer; go-plugin has none, and would wait.
+        timeout: seconds for Shutdown's answer. go-plugin waits without limit.
         """
         if self._process and self._connected and self.exit_code is None:
             stub: Any = host_pb2_grpc.GRPCControllerStub(self.channel)
             with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):  # it has ended
                 self.cancel_at_end(stub.Shutdown.future(host_pb2.Empty(), timeout=timeout)).result()
             try:
-                self._process.wait(0.2)  # what it has printed is still on its way to us
+                self._process.wait(0.2)  # its last output may still be on its way
             except subprocess.TimeoutExpired:
                 self.channel.close()  # as in Go: calls in flight lose their caller
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -199,7 +199,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         self.close()
 
     def close(self) -> None:
-        """Let go of a plugin that has ended, or that was not started by us. A second call does nothing."""
+        """Close the connections to a plugin that has ended, or that we did not start. A second call does nothing."""
         if self._process:
             self._process.wait()
             atexit.unregister(self._at_exit)
@@ -207,7 +207,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
             stream.cancel()
         end = time.monotonic() + KILL_GRACE
         for reader in self._readers:
-            reader.join(max(0.0, end - time.monotonic()))  # longer only if a child of the plugin's holds the pipes
+            reader.join(max(0.0, end - time.monotonic()))  # a child of the plugin may hold the pipes
         if self._connected:
             self._connected = False
             self.broker.close()
@@ -219,23 +219,23 @@ class Client(contextlib.AbstractContextManager["Client"]):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _at_exit(self, pid: int) -> None:
-        """Nobody has ended the plugin, and one in Go would run on. pid: of this process, not of a child by fork."""
+        """At exit: kill a plugin that nobody has ended; one in Go would run on. pid: this process's, not a fork's."""
         if self._process and pid == os.getpid():
             self._process.kill()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def cancel_at_end(self, call: Any) -> Any:
-        """Have a call, or another future of grpc, cancelled when the process ends, and return it.
+        """Cancel a call, or another future of grpc, when the process ends. Return the call.
 
-        Without this, it may wait longer: a child of the plugin's can hold the connection.
+        Without this the call may wait longer: a child of the plugin can hold the connection.
         """
         self._ended.add_done_callback(lambda _: call.cancel())
         return call
 
     def error(self, text: str) -> PluginError:
-        """Return an error with this text, how the process has ended, and its log."""
+        """Return an error with this text, the process's exit code, and its log."""
         if self._process:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be about to say more
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the log may not be complete yet
                 self._process.wait(1)
                 self._readers[1].join(1)
         log = "".join(f"\n  {record.get('@level', '')}: {_text(record)}" for record in self.log)
@@ -263,7 +263,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
 
     def _await_end(self, process: "subprocess.Popen[bytes]") -> None:
         process.wait()
-        self._readers[0].join(0.5)  # the line may still be in the pipe; longer only if a child holds that
+        self._readers[0].join(0.5)  # the line may still be in the pipe; a child may hold that
         self._ended.set_result(None)
 
     def _read_stdout(self, pipe: IO[bytes]) -> None:
@@ -288,7 +288,7 @@ def _later(source: "queue.SimpleQueue[Iterator[Any]]") -> Iterator[Any]:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """A line of the plugin's stderr as the host logs it (logStderr in client.go)."""
+    """Return a line of the plugin's stderr as the host logs it (logStderr in client.go)."""
     with contextlib.suppress(ValueError):
         record = json.loads(line)
         if isinstance(record, dict):

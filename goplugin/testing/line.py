@@ -1,4 +1,4 @@
-"""The handshake line, as a host reads it."""
+"""Parses the handshake line as a host does."""
 
 import base64
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _UNRECOGNIZED = (
 
 
 class Handshake(NamedTuple):
-    """The handshake line. server_cert: DER, under AutoMTLS; else empty."""
+    """A parsed handshake line. version: the app protocol version. server_cert: DER, under AutoMTLS; otherwise b""."""
 
     version: int
     address: Address
@@ -21,7 +21,7 @@ class Handshake(NamedTuple):
 
 
 def parse_handshake(line: str) -> Handshake:
-    """Parse the line as Start in client.go does. ValueError, with what a host would say, if it is not one."""
+    """Parse the line as Start in client.go does. If it is not valid, ValueError with a host's error text."""
     fields = line.strip().split("|")
     if len(fields) < 4:
         raise ValueError(_UNRECOGNIZED.format(line))
@@ -33,8 +33,8 @@ def parse_handshake(line: str) -> Handshake:
     if network not in ("tcp", "unix"):
         raise ValueError(f"Unknown address type: {network}")
     if protocol != "grpc":
-        raise ValueError(f"The plugin speaks {protocol!r}; this host speaks grpc alone")
+        raise ValueError(f"The plugin speaks {protocol!r}; this host speaks only grpc")
     if server_cert and len(server_cert) <= 50:
-        server_cert = ""  # as client.go does, which takes it for something else
+        server_cert = ""  # as client.go does: so short a field is not a certificate
     padded = server_cert + "=" * (-len(server_cert) % 4)
     return Handshake(int(version), Address(network, address), base64.b64decode(padded, validate=True))

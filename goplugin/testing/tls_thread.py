@@ -1,4 +1,4 @@
-"""The host's side of TLS, for goplugin.testing."""
+"""The host's side of AutoMTLS, for goplugin.testing: the companion's code, in a thread."""
 
 import contextlib
 import itertools
@@ -19,13 +19,13 @@ from goplugin.environment import Environment
 
 
 class TLSThread:
-    """TLS under AutoMTLS as the companion does it, in a thread: a test has threads already, and must not fork.
+    """Runs Connections, as the companion does, but in a thread: a test has threads already, and must not fork.
 
     It has those methods of Companion that ByCompanion uses.
     """
 
     def __init__(self, contexts: Contexts, environment: Environment, folder: str) -> None:
-        """folder: for sockets; the caller removes it."""
+        """contexts: the host's. folder: for sockets; the caller removes it."""
         self._loop, self._folder, self._paths = Loop(), folder, itertools.count()
         connections = Connections(self._loop, contexts, environment, make_hop(self.path, lambda: folder), None)
         self._commands: dict[str, Callable[..., Any]] = {
@@ -44,16 +44,16 @@ class TLSThread:
         return ""
 
     def ask(self, command: str, *arguments: str) -> Any:
-        """Give a command and return the reply, or raise what it raises."""
+        """Run a command in the thread. Return its result, or raise its error."""
         return self._give(command, *arguments).result()
 
     def tell(self, command: str, *arguments: str) -> None:
-        """Give a command that has no reply."""
-        with contextlib.suppress(OSError):  # closed
+        """Run a command in the thread, without waiting for it."""
+        with contextlib.suppress(OSError):  # the thread is closed
             self._give(command, *arguments)
 
     def close(self) -> None:
-        """End the connections, which their other ends have left, and the thread."""
+        """End the thread. Call this after both ends have closed their connections."""
         if not self._closed:
             self._closed = True
             self._wake.close()
@@ -72,12 +72,12 @@ class TLSThread:
         self._woken.close()
         self._connections.close_all()
         end = time.monotonic() + 1
-        while self._loop.is_watching() and time.monotonic() < end:  # connections, which both other ends have left
+        while self._loop.is_watching() and time.monotonic() < end:  # let relays notice that both ends have closed
             self._loop.run_once(0.1)
 
     def _run_command(self, events: int) -> None:
         if not self._woken.recv(1):
-            return  # close
+            return  # close() was called
         future, command, arguments = self._asked.get()
         try:
             future.set_result(self._commands[command](*arguments))

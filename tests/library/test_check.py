@@ -83,7 +83,7 @@ def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     code, found = results(capsys, sys.executable, ROOT / "plugin.py")
     assert code == 0
     assert found["host dies"]["outcome"] == check.OK
-    assert "processes cannot be found" in found["left behind"]["text"]
+    assert "this system does not list processes" in found["left behind"]["text"]
     pid = tmp_path / "pid"
     stays = f"import os, pathlib; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\n"
     _, found = results(capsys, sys.executable, "-c", stays + guide({}))
@@ -105,7 +105,7 @@ def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
             "processes",
             marks=pytest.mark.unix_only("the system does not tell what a process has left"),
         ),
-        ({"CERT": "|" + "A" * 60}, "certificate", "though no AutoMTLS was asked for"),
+        ({"CERT": "|" + "A" * 60}, "certificate", "but the host did not ask for AutoMTLS"),
         ({"EXTRA": f"{REFLECTION}(['grpc.health.v1.Health'], server)"}, "services", "none of its own"),
     ],
 )
@@ -155,7 +155,7 @@ def test_services_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert (found["services"]["outcome"], found["services"]["text"]) == (check.OK, "a.B, b.C")
     _, found = results(capsys, sys.executable, "-c", guide({}))
     assert found["services"]["outcome"] == check.NOTE
-    assert "not known" in found["services"]["text"]
+    assert "unknown" in found["services"]["text"]
 
 
 @pytest.mark.windows

@@ -208,10 +208,10 @@ def test_a_host_has_its_example(tmp_path: Path, arguments: list[str], example: s
 HANDSHAKE = re.compile(r"HandshakeConfig\(.*?\)", re.DOTALL)
 WRONG = {
     "no folder": ([], "DIR"),
-    "a file": (["file"], "is there already"),
+    "a file": (["file"], "exists already"),
     "below a file": (["file/notes"], "cannot write the project: "),
-    "not empty": (["full"], "is there already"),
-    "a space in the name": (["my notes"], "'my notes' cannot be the project's name: choose one by --name"),
+    "not empty": (["full"], "exists already"),
+    "a space in the name": (["my notes"], "'my notes' cannot be the project's name: choose one with --name"),
     "a digit first": (["a", "--name", "2fast"], "cannot be the project's name"),
     "not ASCII": (["a", "--name", "größe"], "cannot be the project's name"),
     "the library's name": (["goplugin"], "cannot be the project's name"),
@@ -223,9 +223,9 @@ WRONG = {
     "a version that is no number": (["a", "--protocol-version", "v5"], "--protocol-version"),
     "a host that is not known": (["a", "--host", "podman"], "invalid choice: 'podman' (choose from"),
     "a host and a cookie": (["a", "--host", "nomad", "--cookie", "K=V"], "not allowed with"),
-    "another host's example": (["a", "--host", "nomad", "--from", "vault"], "vault has a cookie and versions"),
-    "versions of an example": (["a", "--host", "vault", "--protocol-version", "4"], "vault has a cookie and versions"),
-    "a cookie for Terraform": (["a", "--from", "terraform", "--cookie", "K=V"], "terraform has a cookie and versions"),
+    "another host's example": (["a", "--host", "nomad", "--from", "vault"], "vault has its own cookie and versions"),
+    "versions of an example": (["a", "--host", "vault", "--protocol-version", "4"], "has its own cookie and versions"),
+    "a cookie for Terraform": (["a", "--from", "terraform", "--cookie", "K=V"], "has its own cookie and versions"),
 }
 
 
@@ -259,7 +259,7 @@ def test_the_commands(tmp_path: Path) -> None:
         assert f"usage: {line.partition('  ')[0].strip()} " in run(
             *goplugin, line.split()[3], "-h", cwd=tmp_path, PYTHONPATH=ROOT
         )
-    assert "There is no command 'knew'." in run(*goplugin, "knew", cwd=tmp_path, PYTHONPATH=ROOT, fails=True)
+    assert "Unknown command 'knew'." in run(*goplugin, "knew", cwd=tmp_path, PYTHONPATH=ROOT, fails=True)
 
 
 @pytest.mark.windows

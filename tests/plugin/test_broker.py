@@ -135,7 +135,7 @@ def test_an_id_dialled_twice(world: World) -> None:
     host = probe.start(world)
     service_id = probe.serve(host)
     assert probe.do(host, Probe.dial, [service_id, "x", 1]) == "the same"
-    with pytest.raises(CallError, match=f"serves id {service_id}.*an id can be dialled once"):
+    with pytest.raises(CallError, match=f"serves id {service_id}.*an id can be dialled only once"):
         probe.do(host, Probe.dial, [service_id, "x", 1])
 
 
@@ -174,7 +174,7 @@ def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     host = probe.start(world)
     forgotten = probe.serve(host)
     time.sleep(5)
-    assert host.logged(f"the host serves id {forgotten}, and nobody dialled it", **{"@level": "warn"})
+    assert host.logged(f"the host serves id {forgotten}, but nobody dialled it", **{"@level": "warn"})
     with pytest.raises(CallError, match=f"where it serves id {forgotten}"):
         probe.do(host, Probe.dial, [forgotten, "x", 1])
 
@@ -238,7 +238,7 @@ def test_two_hosts_with_equal_ids(world: World) -> None:
     for port in (1, 2):  # nobody listens there; on one stream, so that the order is certain
         info = host_pb2.ConnInfo(service_id=77, network="tcp", address=f"127.0.0.1:{port}")
         host.ask("send", stream=1, message=info.SerializeToString())
-    assert host.logged("the host serves id 77 while another one does", **{"@level": "warn"})
+    assert host.logged("a host serves id 77, but another host serves that id already", **{"@level": "warn"})
     with pytest.raises(CallError, match="UNAVAILABLE") as failed:
         probe.do(host, Probe.dial, [77, "x", 1])
     # Under AutoMTLS it is the TLS terminator that dials, and says so in the log.

@@ -59,13 +59,13 @@ def test_threads_of_callers_that_have_left(world: World) -> None:
     for stream in (1, 2, 3):
         host.ask("cancel", stream=stream)
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=4)
-    record = host.logged("all threads are taken", **{"@level": "warn"})
+    record = host.logged("all threads are busy", **{"@level": "warn"})
     assert record
     for text in ("/probe.Streams/wait_in_get (4 running, for up to", "/probe.Probe/block (2 running"):
         assert text in record["@message"]
     assert "3 of them without their caller" in record["@message"]
     host.ask("kill")
-    assert len([record for record in host.log() if "all threads are taken" in record["@message"]]) == 1
+    assert len([record for record in host.log() if "all threads are busy" in record["@message"]]) == 1
 
 
 @pytest.mark.windows
@@ -77,7 +77,7 @@ def test_what_is_unfinished_at_shutdown_is_logged(world: World) -> None:
     eventually((world.folder / "x").exists)
     host.ask("kill")
     assert world.gone()
-    record = host.logged("leaving, though calls did not end within 1.5 s", **{"@level": "warn"})
+    record = host.logged("leaving, although calls did not end within 1.5 s", **{"@level": "warn"})
     assert record
     assert "/probe.Probe/block (2 running, for up to" in record["@message"]
     assert "sleep_then_write" not in record["@message"]

@@ -75,7 +75,7 @@ def test_no_temporary_folder(world: World) -> None:
     if world.auto_mtls or world.multiplexed:
         with pytest.raises(CallError, match="goplugin: This plugin cannot listen: no temporary folder for sockets"):
             host.ask("start")
-        assert host.logged("set TMPDIR to a folder that can be written", **{"@level": "error"})
+        assert host.logged("set TMPDIR to a writable folder", **{"@level": "error"})
     else:
         host.ask("start")
         put(host, "k", b"v")

@@ -17,7 +17,7 @@ ENDS = {
     "the handshake line is not printed": (
         "print(AWAIT plugin.listen(server), flush=True)",
         "AWAIT plugin.listen(server)",
-        "the handshake line was not printed: write print(AWAIT plugin.listen(server), flush=True)",
+        "before the handshake line was printed: write print(AWAIT plugin.listen(server), flush=True)",
     ),
     "listen twice": ("AWAIT plugin.wait()", "AWAIT plugin.listen(server)", "plugin.listen() was called twice"),
     "an exception in main": ("AWAIT plugin.wait()", "1 / 0", "ZeroDivisionError: division by zero"),
@@ -26,17 +26,17 @@ ENDS_ON_THREADS = {
     "the handshake line goes to a descriptor": (
         "print(plugin.listen(server), flush=True)",
         "import os; os.write(1, plugin.listen(server).encode() + b'\\n')",
-        "the handshake line was not printed",
+        "before the handshake line was printed",
     ),
     "the handshake line goes to an older stream": (
         "print(plugin.listen(server), flush=True)",
         "print(plugin.listen(server), flush=True, file=sys.__stdout__)",
-        "an older stream, such as sys.__stdout__",
+        "older streams, such as sys.__stdout__",
     ),
     "the handshake line goes to a new stream": (
         "print(plugin.listen(server), flush=True)",
         "import os; sys.stdout = os.fdopen(1, 'w'); print(plugin.listen(server), flush=True)",
-        "a new one, by os.fdopen(1), lead to the host's log",
+        "new ones, from os.fdopen(1), lead to the host's log",
     ),
     "no listen": (
         "print(plugin.listen(server), flush=True)\nplugin.wait()\n",
@@ -47,14 +47,14 @@ ENDS_ON_THREADS = {
     "grpc.aio": (
         "server = grpc.server(**plugin.server_arguments)",
         "import asyncio; asyncio.set_event_loop(asyncio.new_event_loop()); server = grpc.aio.server()",
-        "plugin.listen() needs what grpc.server(...) returned, and was given a grpc.aio.server",
+        "plugin.listen() needs the server from grpc.server(...), but it was given a grpc.aio.server",
     ),
     "not a server": (
         "plugin.listen(server)",
         "plugin.listen(plugin)",
-        "plugin.listen() needs what grpc.server(...) returned, and was given a Plugin",
+        "plugin.listen() needs the server from grpc.server(...), but it was given a Plugin",
     ),
-    "a second Plugin": ("plugin.wait()", "goplugin.Plugin(HANDSHAKE)", "there is a goplugin.Plugin already"),
+    "a second Plugin": ("plugin.wait()", "goplugin.Plugin(HANDSHAKE)", "this process has a goplugin.Plugin already"),
     "in a thread": (
         "plugin = goplugin.Plugin(HANDSHAKE)",
         "threading.Thread(target=goplugin.Plugin, args=(HANDSHAKE,)).start(); time.sleep(3600)",
@@ -88,7 +88,7 @@ ENDS_ON_THREADS = {
     "no plugin": (
         RIGHT[RIGHT.index("plugin = goplugin") :],
         "def main(): pass\n",
-        "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?",
+        "the script ended without goplugin.Plugin(HANDSHAKE): does it call main()?",
     ),
 }
 ENDS_ON_ASYNCIO = {
@@ -106,7 +106,7 @@ ENDS_ON_ASYNCIO = {
     "grpc.server": (
         "server = grpc.aio.server(**plugin.server_arguments)",
         "from concurrent import futures; server = grpc.server(futures.ThreadPoolExecutor())",
-        "plugin.listen() needs what grpc.aio.server(...) returned, and was given a grpc.server",
+        "plugin.listen() needs the server from grpc.aio.server(...), but it was given a grpc.server",
     ),
     "started already": (
         "print(await plugin.listen(server), flush=True)",
@@ -116,7 +116,7 @@ ENDS_ON_ASYNCIO = {
     "asyncio.run is missing": (
         "asyncio.run(main())",
         "main()",
-        "the script has ended without goplugin.Plugin(HANDSHAKE): does it run main()?",
+        "the script ended without goplugin.Plugin(HANDSHAKE): does it call main()?",
     ),
 }
 AFTER_THE_HANDSHAKE = (
@@ -272,7 +272,7 @@ def test_an_unknown_option_by_hand(world: World, arguments: tuple[str, ...]) -> 
     code, out, err = by_hand(world, *arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"Unknown option {arguments[0]}.")
-    assert "this plugin knows --debug" in err
+    assert "this plugin has only the option --debug" in err
 
 
 def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:
@@ -280,7 +280,7 @@ def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:
     process = world.run(sys.executable, path, "--debug")
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (1, b"")
-    assert "plugin.listen() needs what grpc.server(...) returned" in err.decode()
+    assert "plugin.listen() needs the server from grpc.server(...)" in err.decode()
 
 
 def test_the_cookie_alone(world: World) -> None:
@@ -322,7 +322,7 @@ def test_a_plugin_without_the_health_service(world: World) -> None:
     host.ask("start")
     with pytest.raises(CallError, match="Unimplemented"):
         host.ask("ping")
-    assert host.logged("the host calls the health service, and there is none", **{"@level": "error"})
+    assert host.logged("the host calls the health service, but there is none", **{"@level": "error"})
 
 
 @ON_BOTH
@@ -332,7 +332,7 @@ def test_a_health_service_under_another_name(world: World, right: str) -> None:
     host.ask("start")
     with pytest.raises(CallError, match="NotFound"):
         host.ask("ping")
-    assert host.logged('for the name "plugin", which it does not know', **{"@level": "error"})
+    assert host.logged('for the name "plugin", but the service does not know it', **{"@level": "error"})
     assert len(errors(host)) == 1
 
 
@@ -358,10 +358,10 @@ def test_a_method_that_nobody_wrote(world: World, right: str) -> None:
     assert errors(host) == []
 
 
-NOTHING = ("pass", "must return a proto.GetResponse, and returned a NoneType")
+NOTHING = ("pass", "must return a proto.GetResponse, but returned a NoneType")
 ANOTHER = (
     "import kv_pb2; return kv_pb2.PutRequest(key='k')",
-    "must return a proto.GetResponse, and returned a proto.PutRequest",
+    "must return a proto.GetResponse, but returned a proto.PutRequest",
 )
 RESPONSES = {
     "nothing": (RIGHT, "def", *NOTHING),
@@ -398,6 +398,6 @@ def test_a_request_that_is_none(world: World, right: str) -> None:
     host.ask("start")
     with pytest.raises(CallError):
         host.call("/proto.KV/Get", b"\xff\xff")
-    record = host.logged("/proto.KV/Get: what came is no proto.GetRequest: 2 bytes", **{"@level": "error"})
+    record = host.logged("/proto.KV/Get: cannot parse proto.GetRequest: 2 bytes", **{"@level": "error"})
     assert record
     assert len(errors(host)) == 1

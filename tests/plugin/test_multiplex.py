@@ -101,7 +101,7 @@ def test_ids_that_nobody_serves(world: World) -> None:
         assert behind.result() == "the same"
         with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 88"):
             unserved.result()
-    assert host.logged("the host dialled id 88, and nobody served it within 5 s", **{"@level": "warn"})
+    assert host.logged("the host dialled id 88, but nobody served it within 5 s", **{"@level": "warn"})
     host.ask("accept", broker=77)  # the host answers the old knock, too
     time.sleep(0.5)
     assert probe.do(host, Probe.dial, [77, "x", 1]) == "the same"

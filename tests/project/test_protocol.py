@@ -169,7 +169,7 @@ SAID: dict[str, Callable[[World], str]] = {
         world, waits_for_input(world, "import goplugin\nbreakpoint()\n" + RIGHT), start_timeout=2
     ),
     "goplugin: BdbQuit": breakpoint_without_a_terminal,
-    "goplugin: the script has ended without goplugin.Plugin(HANDSHAKE)": lambda world: (
+    "goplugin: the script ended without goplugin.Plugin(HANDSHAKE)": lambda world: (
         asked(world, script(world, "import goplugin\n"))
         if sys.version_info < (3, 14)
         else breakpoint_without_a_terminal(world)
@@ -200,7 +200,7 @@ SAID: dict[str, Callable[[World], str]] = {
     "Unknown: Exception calling application: no config": lambda world: asked(
         world, script(world, handler("raise RuntimeError('no config')")), "call /proto.KV/Get"
     ),
-    "must return a proto.GetResponse, and returned a NoneType": lambda world: asked(
+    "must return a proto.GetResponse, but returned a NoneType": lambda world: asked(
         world, script(world, handler("pass")), "call /proto.KV/Get"
     ),
     "Exception deserializing request!": lambda world: asked(world, f"{PYTHON} {ROOT}/plugin.py", "nonsense"),

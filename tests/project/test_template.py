@@ -121,7 +121,7 @@ def test_new_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     run = subprocess.run(["make", "new", f"DIR={tmp_path}"], cwd=ROOT, check=False, capture_output=True, text=True)
     assert run.returncode != 0
-    assert "is there already" in run.stderr
+    assert "exists already" in run.stderr
     run = subprocess.run(["make", "new"], cwd=ROOT, check=False, capture_output=True, text=True)
     assert "Say where: make new DIR=" in run.stderr
     command = ["make", "new", f"DIR={tmp_path / 'new'}", "FROM=nothing"]
