@@ -1,5 +1,6 @@
 """An event loop: waits for descriptors and timers, and calls back. It uses poll(), which can wait for errors alone."""
 
+import errno
 import heapq
 import itertools
 import select
@@ -10,12 +11,14 @@ from typing import Any
 READ, WRITE = 1, 4  # POLLIN and POLLOUT on all systems with poll()
 ERROR_ONLY = 16  # POLLHUP. Linux always reports POLLHUP and POLLERR, macOS only what is asked for
 
+MOST_SOCKETS = 500  # sockets that _Poll waits for; Windows takes 512
+
 
 class Loop:
     """Calls each callback with the events that happened, one after the other, in one thread."""
 
     def __init__(self) -> None:
-        self._poll = _poll()
+        self._poll: Any = select.poll() if hasattr(select, "poll") else _Poll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
@@ -57,9 +60,30 @@ def _number(fd: Any) -> int:
     return fd if isinstance(fd, int) else int(fd.fileno())
 
 
-def _poll() -> Any:
-    if hasattr(select, "poll"):
-        return select.poll()
-    from goplugin.companion.windows import Poll
+class _Poll:
+    """select.poll() for Windows, which has only select.select()."""
 
-    return Poll()
+    def __init__(self) -> None:
+        self._events: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch a socket for these events, or change them. OSError if there are too many sockets."""
+        if fd not in self._events and len(self._events) >= MOST_SOCKETS:
+            raise OSError(errno.EMFILE, "too many connections")
+        self._events[fd] = events
+
+    def unregister(self, fd: int) -> None:
+        """Stop watching a socket."""
+        del self._events[fd]
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait for events, at most timeout milliseconds, and return them. None: without limit."""
+        seconds = None if timeout is None else timeout / 1000
+        reading, writing = ([fd for fd, events in self._events.items() if events & kind] for kind in (READ, WRITE))
+        if not reading and not writing:
+            time.sleep(seconds or 0)
+            return []
+        # On Windows, select() reports a failed connect() in its third list.
+        readable, writable, failed = select.select(reading, writing, writing, seconds)
+        found = {fd: READ * (fd in readable) | WRITE * (fd in writable) for fd in (*readable, *writable)}
+        return list((dict.fromkeys(failed, ERROR_ONLY) | found).items())

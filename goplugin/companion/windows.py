@@ -5,7 +5,6 @@ Windows has no fork, and its select() waits only for sockets. The functions are 
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import select
@@ -14,13 +13,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from goplugin import environment, standard_streams
-from goplugin.companion.loop import ERROR_ONLY, READ, WRITE, Loop
+from goplugin.companion.loop import MOST_SOCKETS, READ, Loop
 from goplugin.state import State
 
 VARIABLE = "GOPLUGIN_COMPANION"  # with this variable, the plugin's command becomes the companion
@@ -28,7 +26,6 @@ VARIABLE = "GOPLUGIN_COMPANION"  # with this variable, the plugin's command beco
 QUIET = 0.1  # seconds until bytes written to a pipe can be read
 
 _LOOK = 0.5  # seconds between checks whether anybody reads the host's stderr
-_MOST_SOCKETS = 500  # sockets to wait for; select() takes 512
 
 # From winnt.h, winbase.h, winerror.h and ntifs.h.
 _SYNCHRONIZE, _INFINITE, _NO_SUCH_PROCESS = 0x100000, 0xFFFFFFFF, 87
@@ -125,35 +122,6 @@ def _without_delay(connection: socket.socket) -> socket.socket:
     return connection
 
 
-class Poll:
-    """select.poll(), made of select.select()."""
-
-    def __init__(self) -> None:
-        self._events: dict[int, int] = {}
-
-    def register(self, fd: int, events: int) -> None:
-        """Watch a socket for these events, or change them. OSError if there are too many sockets."""
-        if fd not in self._events and len(self._events) >= _MOST_SOCKETS:
-            raise OSError(errno.EMFILE, "too many connections")
-        self._events[fd] = events
-
-    def unregister(self, fd: int) -> None:
-        """Stop watching a socket."""
-        del self._events[fd]
-
-    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait for events, at most timeout milliseconds, and return them. None: without limit."""
-        seconds = None if timeout is None else timeout / 1000
-        reading, writing = ([fd for fd, events in self._events.items() if events & kind] for kind in (READ, WRITE))
-        if not reading and not writing:
-            time.sleep(seconds or 0)
-            return []
-        # On Windows, select() reports a failed connect() in its third list.
-        readable, writable, failed = select.select(reading, writing, writing, seconds)
-        found = {fd: READ * (fd in readable) | WRITE * (fd in writable) for fd in (*readable, *writable)}
-        return list((dict.fromkeys(failed, ERROR_ONLY) | found).items())
-
-
 def _in_thread(carry: Callable[[socket.socket], object]) -> socket.socket:
     """Run carry(the other end of a socket pair) in a thread, and return our end. It ends when carry() returns."""
     ours, theirs = socket.socketpair()
@@ -218,7 +186,7 @@ def flush(pipe: socket.socket, seconds: float) -> None:
 
 def descriptor_limit() -> int:
     """Return how many sockets the loop can wait for."""
-    return _MOST_SOCKETS
+    return MOST_SOCKETS
 
 
 def watch_host(loop: Loop, parent: int, stderr: socket.socket, gone: Callable[[str], None]) -> None:

@@ -15,7 +15,6 @@ from harness import ROOT, World
 
 from examples import Example
 
-
 EACH = [pytest.param(name, marks=Example.group(name)) for name in Example.names()]
 # Two of them install many packages.
 EACH_README = [
