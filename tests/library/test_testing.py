@@ -19,7 +19,7 @@ import probe
 import psutil
 import pytest
 from actions import children, handlers
-from harness import PLUGINS, ROOT, eventually
+from harness import ROOT, eventually
 from probe_plugin import Probe
 
 import goplugin
@@ -30,7 +30,7 @@ from goplugin.testing import Client, PluginError, attach, parse_handshake, start
 from plugin import HANDSHAKE
 
 PROBE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="PROBE_COOKIE", magic_cookie_value="probe")
-PROBE_PLUGIN = [sys.executable, str(PLUGINS / "probe_plugin.py")]
+PROBE_PLUGIN = [sys.executable, str(probe.PLUGIN)]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 AUTO_MTLS = pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from actions import Call, handlers, on_asyncio
 from authors import ON_ASYNCIO
-from harness import ROOT, CallError, World, eventually
+from harness import CallError, World, eventually
 from kv import put
 from probe_plugin import Probe, ProbeOnAsyncio
 
@@ -119,7 +119,7 @@ def test_a_blocked_loop_does_not_keep_the_plugin_when_its_host_dies(world: World
 def test_a_blocked_loop_is_told(world: World) -> None:
     world.env["PROBE_COOKIE"] = "probe"
     config = goplugin.HandshakeConfig([1], "PROBE_COOKIE", "probe")
-    command = [sys.executable, str(ROOT / "tests/support/plugins/probe_plugin.py")]
+    command = [sys.executable, str(probe.PLUGIN)]
     with goplugin.testing.start(command, config, env=world.env, auto_mtls=world.auto_mtls) as client:
         block: Any = client.channel.unary_unary("/probe.Probe/block_the_loop")
         call = block.future(b"3600")  # kept: it is cancelled when it is forgotten

@@ -22,7 +22,7 @@ from by_hand import HOSTS_VARIABLES, end, line
 from certificates import HTTP2, certificate_in, client_context, make_certificate, served
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from harness import PATIENCE, PLUGINS, CallError, Host, World, eventually
+from harness import PATIENCE, CallError, Host, World, eventually, is_alive
 from kv import put
 from probe_plugin import Probe
 
@@ -430,14 +430,14 @@ def test_its_handshake_has_no_sixth_field(world: World, files: dict[str, Path]) 
     tls = os.pathsep.join(str(files[name]) for name in ("server", "server", "client"))
     env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": tls}
     for extra in ({}, {"PLUGIN_CLIENT_CERT": certificate_in(files["stranger"])}):
-        process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env={**env, **extra})
+        process = world.run(sys.executable, probe.PLUGIN, env={**env, **extra})
         assert line(process).count("|") == 4
         assert end(process)[0] == 0
 
 
 def test_its_files_may_be_missing(world: World, files: dict[str, Path]) -> None:
     env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": "missing:missing:missing"}
-    process = world.run(sys.executable, PLUGINS / "probe_plugin.py", env=env)
+    process = world.run(sys.executable, probe.PLUGIN, env=env)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     for text in (out.decode(), json.loads(err)["@message"]):
@@ -471,5 +471,5 @@ def test_children_do_not_keep_the_companion(world: World) -> None:
     companion = world.companion()
     plugin = world.plugin()
     plugin.kill()
-    assert eventually(lambda: not companion.is_running() or companion.status() == psutil.STATUS_ZOMBIE, 2)
+    assert eventually(lambda: not is_alive(companion), 2)
     forked.kill()

@@ -22,7 +22,7 @@ from actions import dials, on_asyncio, own_process
 from by_hand import end, line, run
 from certificates import HTTP2, certificate_in, client_context, make_certificate
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import PLUGINS, CallError, Host, World, eventually
+from harness import CallError, Host, World, eventually
 from kv import SUFFIX, get, put
 from probe_plugin import Probe
 
@@ -288,7 +288,7 @@ def silent_nameserver() -> Iterator[str]:
 
 def test_a_name_that_is_not_resolved_delays_nobody(world: World) -> None:
     """Under AutoMTLS, where all calls pass the process that looks for it."""
-    plugin = shlex.join([sys.executable, str(PLUGINS / "probe_plugin.py")])
+    plugin = shlex.join([sys.executable, str(probe.PLUGIN)])
     with silent_nameserver() as nameserver:
         resolv = world.folder / "resolv.conf"
         resolv.write_text(f"nameserver {nameserver}\noptions timeout:4 attempts:1\n")

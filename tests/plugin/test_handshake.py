@@ -13,7 +13,7 @@ from typing import Any
 import probe
 import pytest
 from by_hand import HOSTS_VARIABLES, end, line, run
-from harness import PATIENCE, PLUGINS, CallError, World
+from harness import PATIENCE, CallError, World
 from kv import put
 from probe_plugin import Probe
 
@@ -192,8 +192,8 @@ def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
 def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
     """The kept stdout does not take the place of stdin or stderr, where stray output would reach it."""
     world.env["PROBE_NOISY"] = "1"
-    command = f"{shlex.join([sys.executable, str(PLUGINS / 'probe_plugin.py')])} {closed}"
-    host = world.started(cmd=["sh", "-c", command], cookie=("PROBE_COOKIE", "probe"))
+    command = f"{shlex.join([sys.executable, str(probe.PLUGIN)])} {closed}"
+    host = probe.start(world, cmd=["sh", "-c", command])
     probe.do(host, Probe.write_fd, [1, "stray\n", 1])
     assert probe.do(host, Probe.echo, 1) == 1
 

@@ -15,7 +15,7 @@ import pytest
 from actions import Call, own_process
 from by_hand import line, run
 from certificates import certificate_in, make_certificate
-from harness import ROOT, CallError, Host, World, eventually
+from harness import ROOT, CallError, Host, World, eventually, is_alive
 from probe_plugin import Probe
 
 BEFORE_PLUGIN = """
@@ -30,7 +30,7 @@ runpy.run_path(PLUGIN, run_name="__main__")
 def kill_companion(world: World) -> None:
     companion = world.companion()
     companion.kill()
-    assert eventually(lambda: not companion.is_running() or companion.status() == psutil.STATUS_ZOMBIE, 5)
+    assert eventually(lambda: not is_alive(companion), 5)
 
 
 @pytest.mark.parametrize("says", ["pass", "print('hello')", "sys.stderr.write('hello')"])

@@ -173,7 +173,7 @@ def test_stays_when_told_to(world: World) -> None:
         "Pid": plugin.pid,
         "Addr": {"Network": "tcp", "String": address},
     }
-    second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=reattach)
+    second = probe.host(world, reattach=reattach)
     second.ask("start")
     assert probe.do(second, Probe.echo, "found again") == "found again"
     probe.do(second, Probe.write_fd, [1, "nobody reads this\n", 1])  # nor does it fail
@@ -197,10 +197,10 @@ def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> No
     (world.folder / "early.py").write_text(
         "import os, runpy, signal\n"
         "os.register_at_fork(after_in_child=lambda: 'EARLY' in os.environ and os.kill(os.getpid(), signal.SIGTERM))\n"
-        f"runpy.run_path({str(PLUGINS / 'probe_plugin.py')!r}, run_name='__main__')\n"
+        f"runpy.run_path({str(probe.PLUGIN)!r}, run_name='__main__')\n"
     )
     world.env["PYTHONPATH"] += f":{PLUGINS}"
-    host = world.started(world.folder / "early.py", cookie=("PROBE_COOKIE", "probe"))
+    host = probe.start(world, world.folder / "early.py")
     assert probe.act(host, children.fork_after_early) == signal.SIGTERM
     time.sleep(0.3)
     assert probe.do(host, Probe.echo, "still here") == "still here"
@@ -222,7 +222,7 @@ def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
 def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
     for variable, text in (("PROBE_FAILS", "it fails at import"), ("PROBE_DOES_NOT_WAIT", "main fails")):
         world.env[variable] = "1"
-        host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), runner=True)
+        host = probe.host(world, runner=True)
         with contextlib.suppress(CallError):
             host.ask("start")
             host.ask("ping")  # its streams are open by now

@@ -86,7 +86,7 @@ def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> No
     script = world.folder / "wrapping.py"
     script.write_text(WRAPPING)
     world.env["PYTHONPATH"] += ":" + str(PLUGINS)
-    host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
+    host = probe.start(world, script)
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=12)
     time.sleep(0.5)
     with pytest.raises(CallError, match="DeadlineExceeded"):
@@ -108,6 +108,6 @@ def test_the_limit_can_be_raised(world: World) -> None:
         "goplugin.Plugin = raised\nimport probe_plugin\nprobe_plugin.main()\n"
     )
     world.env["PYTHONPATH"] += ":" + str(PLUGINS)
-    host = world.started(script, cookie=("PROBE_COOKIE", "probe"))
+    host = probe.start(world, script)
     assert host.ask("call", method="/probe.Probe/block", message=b"3", repeat=560)["seconds"] < 6
     assert host.ask("kill")["seconds"] < 4

@@ -10,7 +10,7 @@ from typing import Any
 import probe
 import pytest
 from authors import RIGHT
-from harness import PLUGINS, CallError, Host, World, eventually
+from harness import CallError, Host, World, eventually
 from probe_plugin import Probe
 
 from goplugin.log import hclog_line
@@ -108,12 +108,12 @@ def test_uncaught_exceptions_everywhere(world: World) -> None:
         probe.do(host, method, text)
         assert eventually(lambda: any(text in str(record.get("stacktrace")) for record in host.log()))  # noqa: B023
     world.env["PROBE_FAILS"] = "1"
-    failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
+    failing = probe.host(world)
     with pytest.raises(CallError):
         failing.ask("start")
     assert failing.logged("RuntimeError: it fails at import")
     world.env["PROBE_DOES_NOT_WAIT"] = world.env.pop("PROBE_FAILS")
-    failing = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"))
+    failing = probe.host(world)
     with contextlib.suppress(CallError):
         failing.ask("start")
     record = failing.logged("the plugin ends: RuntimeError", **{"@level": "error"})

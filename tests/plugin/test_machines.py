@@ -8,7 +8,7 @@ import probe
 import pytest
 from authors import WITHOUT_FOLDERS
 from by_hand import HOSTS_VARIABLES, line
-from harness import PLUGINS, ROOT, CallError, World, eventually
+from harness import ROOT, CallError, World, eventually
 from kv import SUFFIX, get, put
 from probe_plugin import Probe
 
@@ -92,7 +92,7 @@ def test_loopback_is_down(world: World) -> None:
 
 
 def test_the_broker_where_loopback_is_down(world: World) -> None:
-    host = probe.start(world, cmd=["unshare", "--net", sys.executable, str(PLUGINS / "probe_plugin.py")])
+    host = probe.start(world, cmd=["unshare", "--net", sys.executable, str(probe.PLUGIN)])
     probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
     assert probe.do(host, Probe.echo, "x", broker=1) == "x"

@@ -16,7 +16,7 @@ import pytest
 from actions import on_asyncio
 from by_hand import end, line
 from certificates import make_certificate
-from harness import PLUGINS, ROOT, CallError, Host, World, eventually
+from harness import ROOT, CallError, Host, World, eventually
 from kv import SUFFIX, get, put
 from probe_plugin import Probe
 from yamux_frames import SYN, UPDATE, frame
@@ -241,9 +241,7 @@ def contained(world: World, script: str) -> Host:
         f" && mount -t tmpfs none {world.folder.parent} && mkdir {world.folder} {world.temporary} && cd {world.folder}"
         f" && mount -t proc none /proc && exec '{sys.executable}' {script}"
     )
-    return world.host(
-        cmd=[*NAMESPACES, "sh", "-c", inside], cookie=("PROBE_COOKIE", "probe"), runner=True, container="/mnt/shared"
-    )
+    return probe.host(world, cmd=[*NAMESPACES, "sh", "-c", inside], runner=True, container="/mnt/shared")
 
 
 def test_in_a_container(world: World) -> None:
@@ -253,7 +251,7 @@ def test_in_a_container(world: World) -> None:
     trial = [*NAMESPACES, "sh", "-c", "mount -t tmpfs none /mnt && mount -t proc none /proc"]
     if subprocess.run(trial, check=False).returncode != 0:
         pytest.skip("this user may not make the namespaces of a container")
-    host = contained(world, f"{PLUGINS}/probe_plugin.py")
+    host = contained(world, str(probe.PLUGIN))
     assert host.ask("start")["network"] == "unix"
     probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)

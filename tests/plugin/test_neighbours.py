@@ -23,11 +23,10 @@ import pytest
 from actions import children
 from by_hand import HOSTS_VARIABLES, line
 from certificates import HTTP2, certificate_in, client_context, make_certificate, served
-from harness import PLUGINS, World, eventually
+from harness import World, eventually
 from kv import SUFFIX, get, put
 from probe_plugin import Probe
 
-PROBE = PLUGINS / "probe_plugin.py"
 MTLS: dict[str, Any] = {"auto_mtls": True}
 MULTIPLEX: dict[str, Any] = {"multiplex": True}
 
@@ -127,7 +126,7 @@ def test_a_flood_of_strangers_does_not_push_the_host_out(world: World) -> None:
 
 
 def test_the_broker_works_while_strangers_use_up_the_descriptors(world: World) -> None:
-    host = probe.start(world, cmd=["sh", "-c", FEW_DESCRIPTORS, sys.executable, str(PROBE)], **MTLS)
+    host = probe.start(world, cmd=["sh", "-c", FEW_DESCRIPTORS, sys.executable, str(probe.PLUGIN)], **MTLS)
     with patient_strangers(port_in(host.ask("start")["address"]), 300):
         for number in range(1, 7):
             probe.do(host, Probe.accept, number)
@@ -316,7 +315,7 @@ def test_the_hosts_stdout_ends_with_the_plugin(world: World) -> None:
 @pytest.mark.threads_only("a script for threads")
 def test_the_hosts_stdout_ends_when_the_plugin_begins_to_leave(world: World) -> None:
     """While a call is still finished: the host is done with that pipe before it closes it."""
-    process = by_hand.run(world, script=PROBE, PROBE_COOKIE="probe")
+    process = by_hand.run(world, script=probe.PLUGIN, PROBE_COOKIE="probe")
     with grpc.insecure_channel(line(process).split("|")[3]) as channel:
         sleep: Any = channel.unary_unary("/probe.Probe/sleep")
         call = sleep.future(b"1", timeout=5)
@@ -416,7 +415,7 @@ def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], 
 @pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
 def test_process_1_can_wait_for_its_children(world: World, container: list[str]) -> None:
     """Its own os.wait() meets the companion only when that ends."""
-    host = probe.start(world, cmd=[*container, sys.executable, str(PROBE)])
+    host = probe.start(world, cmd=[*container, sys.executable, str(probe.PLUGIN)])
     assert probe.act(host, children.wait_for_any) is True
     assert probe.act(host, children.wait_for_any) is True
     assert host.ask("kill")["seconds"] < 1.9

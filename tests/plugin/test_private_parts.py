@@ -18,7 +18,7 @@ probe_plugin.main()
 def start(world: World, change: str) -> Host:
     script = world.folder / "without.py"
     script.write_text(WITHOUT.format(plugins=str(PLUGINS), change=change))
-    return world.started(script, cookie=("PROBE_COOKIE", "probe"))
+    return probe.start(world, script)
 
 
 def check(host: Host) -> None:

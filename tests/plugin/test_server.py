@@ -9,7 +9,7 @@ from pathlib import Path
 
 import probe
 import pytest
-from harness import PLUGINS, CallError, World, eventually
+from harness import CallError, World, eventually
 from kv import SUFFIX, get, put
 from probe_plugin import Probe
 
@@ -124,7 +124,7 @@ def test_unusable_socket_settings_are_a_clear_error(world: World, folder: str, g
 def test_versions_with_services_of_their_own(world: World, offered: list[int], chosen: int) -> None:
     """As go-plugin's VersionedPlugins: what is served depends on the version agreed upon."""
     world.env["PROBE_VERSIONS"] = "5,6"
-    host = world.host(PLUGINS / "probe_plugin.py", cookie=("PROBE_COOKIE", "probe"), versions=offered)
+    host = probe.host(world, versions=offered)
     assert host.ask("start")["version"] == chosen
     assert host.call(f"/probe.V{chosen}/version", b"null") == b"%d" % chosen
     with pytest.raises(CallError, match="Unimplemented"):
@@ -180,7 +180,7 @@ def test_host_leaves_in_the_middle_of_streams(world: World) -> None:
     plugin = world.plugin()
     config = {"Protocol": "grpc", "ProtocolVersion": 1, "Pid": plugin.pid}
     config["Addr"] = {"Network": "tcp", "String": address}
-    second = world.host(cookie=("PROBE_COOKIE", "probe"), reattach=config)
+    second = probe.host(world, reattach=config)
     second.ask("start")
     assert probe.do(second, Probe.echo, "there") == "there"
     second.ask("accept", broker=1)

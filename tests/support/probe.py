@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import PLUGINS, Host, World
@@ -16,8 +17,19 @@ if TYPE_CHECKING:
 START_STREAM = "/plugin.GRPCBroker/StartStream"
 
 
-def start(world: World, **config: Any) -> Host:
-    return world.started(PLUGINS / "probe_plugin.py", **{"cookie": ("PROBE_COOKIE", "probe"), **config})
+PLUGIN = PLUGINS / "probe_plugin.py"
+
+
+def host(world: World, script: Path = PLUGIN, **config: Any) -> Host:
+    """A Go host for the plugin, or for a script that becomes it. config: as of World.host()."""
+    return world.host(script, cookie=("PROBE_COOKIE", "probe"), **config)
+
+
+def start(world: World, script: Path = PLUGIN, **config: Any) -> Host:
+    """A Go host that has started it."""
+    started = host(world, script, **config)
+    started.ask("start")
+    return started
 
 
 def message(argument: Any) -> bytes:
