@@ -6,7 +6,7 @@ import kv_pb2 as kv__pb2
 
 
 class KVStub(object):
-    """KV keeps values of bytes under keys.
+    """KV keeps a value, any bytes, under each key.
     """
 
     def __init__(self, channel):
@@ -28,18 +28,18 @@ class KVStub(object):
 
 
 class KVServicer(object):
-    """KV keeps values of bytes under keys.
+    """KV keeps a value, any bytes, under each key.
     """
 
     def Get(self, request, context):
-        """Get returns the value last put under the key; NOT_FOUND if there is none.
+        """Get returns the last value that was put under the key. NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request, context):
-        """Put stores the value under the key. Once answered, it survives the plugin being killed.
+        """Put stores the value under the key. After the answer, the value survives even if the plugin is killed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,7 +66,7 @@ def add_KVServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KV(object):
-    """KV keeps values of bytes under keys.
+    """KV keeps a value, any bytes, under each key.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A go-plugin plugin in Python: the key-value store of go-plugin's guide "Writing Plugins Without Go".
 
-A Go host runs it; with go-plugin's own KV example as the host:
+A Go host starts it. To try it with go-plugin's own KV example as the host:
 
     export KV_PROTO=grpc KV_PLUGIN="python plugin.py"
     go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0 put hello world
@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import kv_pb2
 import kv_pb2_grpc
 
-# Your host's source or documentation has these.
+# Copy these values from your host's source or documentation.
 HANDSHAKE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")
 
 
@@ -35,12 +35,12 @@ class KVServicer(kv_pb2_grpc.KVServicer):
         beside = Path(f".kv_{os.urandom(8).hex()}")
         try:
             beside.write_bytes(request.value + b"\n\nWritten from plugin-python")
-            beside.replace(self._file_of(request.key))  # at once: if we are killed midway, the old value is still there
+            beside.replace(self._file_of(request.key))  # atomic: if we are killed before it, the old value stays
         finally:
             beside.unlink(missing_ok=True)
         return kv_pb2.Empty()
 
-    def _file_of(self, key: str) -> str:  # "/" becomes %2F, so it stays in the folder; "." %2E, so it is no module
+    def _file_of(self, key: str) -> str:  # no "/", so it stays in this folder; no ".", so it is never a Python module
         return "kv_" + quote(key, safe="").replace(".", "%2E")
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
-    # 4. Print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
+    # 4. Print the handshake line. The host reads only this line from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
     print(plugin.listen(server), flush=True)
     plugin.wait()
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A go-plugin plugin in Python with asyncio: the key-value store, its handlers `async def`.
+"""A go-plugin plugin in Python with asyncio: the key-value store, with `async def` handlers.
 
-A Go host runs it; with go-plugin's own KV example as the host:
+A Go host starts it. To try it with go-plugin's own KV example as the host:
 
     export KV_PROTO=grpc KV_PLUGIN="python plugin.py"
     go run github.com/hashicorp/go-plugin/examples/grpc@v1.8.0 put hello world
@@ -23,15 +23,15 @@ import kv_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Your host's source or documentation has these.
+# Copy these values from your host's source or documentation.
 HANDSHAKE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello")
 
 
 class KVServicer(kv_pb2_grpc.KVServicer):
     """Keeps each value in the file kv_<key> of the working directory, as go-plugin's own KV plugins do.
 
-    While a handler awaits, others run. What blocks goes to a thread, as files do here. A handler may also be `def`:
-    then all of it runs in a thread.
+    While a handler awaits, other handlers run. Blocking calls, such as these on files, run in a thread. A handler may
+    also be `def`: then all of it runs in a thread.
     """
 
     async def Get(self, request: kv_pb2.GetRequest, context: Context) -> kv_pb2.GetResponse:
@@ -48,12 +48,12 @@ class KVServicer(kv_pb2_grpc.KVServicer):
 
 
 def file_of(key: str) -> Path:
-    """Return the key's file. With "/" as %2F it stays in the folder; with "." as %2E it is none of Python's."""
+    """Return the key's file. Its name has no "/", so it stays in this folder, and no ".", so it is never a module."""
     return Path("kv_" + quote(key, safe="").replace(".", "%2E"))
 
 
 def write(path: Path, value: bytes) -> None:
-    """Write the file at once: if we are killed midway, the old value is still there."""
+    """Replace the file atomically: if we are killed midway, the old value stays."""
     beside = Path(f".kv_{os.urandom(8).hex()}")
     try:
         beside.write_bytes(value)
@@ -75,13 +75,13 @@ async def serve() -> None:
     await health_servicer.set("plugin", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
-    # 4. Print the handshake line, all that the host reads from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
+    # 4. Print the handshake line. The host reads only this line from our stdout: 1|1|tcp|127.0.0.1:PORT|grpc
     print(await plugin.listen(server), flush=True)
     await plugin.wait()
 
 
 def main() -> None:
-    """Run the plugin; programs that a project installs call a plain function."""
+    """Run the plugin. It is a plain function because installed programs call one."""
     asyncio.run(serve())
 
 

@@ -30,7 +30,7 @@ class CounterServicer(counter_pb2_grpc.CounterServicer):
         return counter_pb2.GetResponse(value=read(file_of(request.key, context)))
 
     def Put(self, request: counter_pb2.PutRequest, context: grpc.ServicerContext) -> counter_pb2.Empty:
-        """Add to the key's number. The host does the adding: it serves AddHelper under an id of the broker."""
+        """Add to the key's number. The host computes the sum: it serves AddHelper under an id of the broker."""
         path = file_of(request.key, context)
         with self.broker.dial(request.add_server) as channel:
             helper = counter_pb2_grpc.AddHelperStub(channel)
@@ -47,7 +47,7 @@ def file_of(key: str, context: grpc.ServicerContext) -> Path:
 
 
 def read(path: Path) -> int:
-    """Return the file's number."""
+    """Return the number in the file; 0 if there is no file."""
     return int(json.loads(path.read_text(encoding="utf-8"))["Value"]) if path.exists() else 0
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
 
-    # 1. Implement the service: CounterServicer above, which gets the broker. 2. Serve it.
+    # 1. Implement the service: CounterServicer above, with the broker. 2. Serve it.
     server = grpc.server(**plugin.server_arguments)
     counter_pb2_grpc.add_CounterServicer_to_server(CounterServicer(plugin.broker), server)
 

@@ -1,4 +1,4 @@
-"""The HTTP API that the data source asks; put your own service's client here."""
+"""A client of the HTTP API that the data source reads. Put your own service's client here."""
 
 import http.client
 import json
@@ -11,7 +11,7 @@ import backend_pb2 as pb
 
 
 class APIError(Exception):
-    """What went wrong, for the user. status: the HTTP status for it."""
+    """An error with a text for the user. status: an HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -19,9 +19,9 @@ class APIError(Exception):
 
 
 class API:
-    """The sensors of one data source: Grafana sends its settings with each call, the secrets decrypted.
+    """The sensors of one data source. Grafana sends its settings, with decrypted secrets, in each call.
 
-    If your client is expensive to make, keep one for each `uid`, until `lastUpdatedMS` changes.
+    If your client is expensive to make, keep one for each `uid` until `lastUpdatedMS` changes.
     """
 
     def __init__(self, settings: pb.DataSourceInstanceSettings) -> None:
@@ -36,24 +36,24 @@ class API:
             raise APIError(400, "timeout in the data source's settings must be a number of seconds") from None
 
     def sensors(self) -> list[dict[str, str]]:
-        """Return what sensors there are: `name` and `unit` of each."""
+        """Return all sensors, each with its `name` and `unit`."""
         return list(self._get("sensors"))
 
     def sensor(self, name: str) -> dict[str, str]:
-        """Return one of them; APIError 404 if there is no such sensor."""
+        """Return one sensor. APIError 404 if it does not exist."""
         for sensor in self.sensors():
             if sensor["name"] == name:
                 return sensor
         raise APIError(404, f"There is no sensor {name!r}")
 
     def values(self, name: str, **range_ms: int) -> list[list[Any]]:
-        """Return [time in ms, value or None] for each `step` between `start` and `end`; without these, the latest."""
+        """Return [time in ms, value or None] for each `step` from `start` to `end`; without these, the latest value."""
         query = urllib.parse.urlencode(range_ms)
         return list(self._get(f"sensors/{urllib.parse.quote(name, safe='')}?{query}"))
 
     def _get(self, path: str) -> Any:
         request = urllib.request.Request(f"{self.url}/{path}")  # noqa: S310 it is http or https
-        request.add_unredirected_header("Authorization", f"Bearer {self.token}")  # only for this host
+        request.add_unredirected_header("Authorization", f"Bearer {self.token}")  # not sent after a redirect
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310
                 return json.load(response)

@@ -1,4 +1,4 @@
-"""The plugin's folder, as Grafana wants it: `make launcher` while you develop it, `make dist` for everybody else."""
+"""Makes the plugin's folder in Grafana's form: `make launcher` for development, `make dist` for users."""
 
 import json
 import platform
@@ -10,23 +10,23 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MANIFEST = json.loads((HERE / "plugin.json").read_text(encoding="utf-8"))
 ID, EXECUTABLE = MANIFEST["id"], MANIFEST["executable"]
-FOLDER = HERE / "dist" / ID  # what Grafana's plugin folder has
-ADDRESS = "GF_PLUGIN_GRPC_ADDRESS_" + ID.upper().replace("-", "_")  # a variable, HOST:PORT: for standalone.py too
+FOLDER = HERE / "dist" / ID  # Grafana's plugin folder gets this one
+ADDRESS = "GF_PLUGIN_GRPC_ADDRESS_" + ID.upper().replace("-", "_")  # a variable with HOST:PORT, for standalone.py too
 
 ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 MACHINE = platform.machine()
-TARGET = f"{platform.system().lower()}_{ARCHITECTURES.get(MACHINE, MACHINE)}"  # as Go says, and so Grafana
+TARGET = f"{platform.system().lower()}_{ARCHITECTURES.get(MACHINE, MACHINE)}"  # in Go's terms, which Grafana uses
 
 LAUNCHER = """\
 #!/bin/sh
-# Grafana starts this. It runs plugin.py, or says where one runs that a person has started by standalone.py.
+# Grafana starts this script. It runs plugin.py, or tells where a plugin runs that a person started with standalone.py.
 {{
     read -r address <"${{0%/*}}/standalone.txt"
     read -r pid <"${{0%/*}}/pid.txt"
     address=${{{ADDRESS}:-$address}}
     if [ -n "$address" ] && {{ [ -z "$pid" ] || kill -0 "$pid"; }}; then
         echo "1|2|tcp|$address|grpc"
-        # Until that one ends, or Grafana, which reads this.
+        # Run until that plugin ends, or Grafana, which reads this output.
         while sleep 1 >&- && {{ [ -z "$pid" ] || kill -0 "$pid"; }} && echo "it runs"; do :; done
         exit
     fi
@@ -36,14 +36,14 @@ exec "{PYTHON}" "{HERE}/plugin.py" "$0"
 
 
 def prepare(version: str) -> None:
-    """Write what the folder has besides the executables. What the front end's build made goes there too."""
+    """Write the folder without the executables. The front end's build puts its files there too."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     manifest = {**MANIFEST, "info": {**MANIFEST["info"], "version": version}}
     (FOLDER / "plugin.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def launcher() -> None:
-    """Write a script that runs plugin.py here, and say how Grafana finds it."""
+    """Write a script that runs this plugin.py, and print how Grafana finds it."""
     prepare(MANIFEST["info"]["version"])
     script = FOLDER / f"{EXECUTABLE}_{TARGET}"
     script.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def launcher() -> None:
 
 
 def dist(version: str) -> None:
-    """Add what this kind of machine runs, which needs no Python, and pack all that is there."""
+    """Add a program for this kind of machine, which needs no Python, and pack the whole folder."""
     prepare(version)
     build, name, library = HERE / "build", f"{EXECUTABLE}_{TARGET}", f"lib_{TARGET}"
     (FOLDER / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Fetches Grafana's .proto file, by Go. Its licence is Apache-2.0, so this project has no copy."""
+"""Fetches Grafana's .proto file with Go. The file's licence is Apache-2.0, so this project has no copy."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Data frames as Grafana takes them: Arrow in answers to queries, JSON in streams. A frame is a pyarrow.Table."""
+"""Data frames in Grafana's formats: Arrow in answers to queries, JSON in streams. A frame is a pyarrow.Table."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-# What Grafana calls Arrow's types: in its front end, and in its frames. Add those that you need.
+# Grafana's names for Arrow's types: in its front end, and in its frames. Add the types that you need.
 _TYPES = {
     pa.timestamp("ns"): ("time", "time.Time"),
     pa.float64(): ("number", "float64"),
@@ -17,7 +17,7 @@ _TYPES = {
 
 
 def field(name: str, kind: pa.DataType, *, nullable: bool = True, **metadata: Any) -> pa.Field:
-    """Return a field. metadata: `labels`, a dict of texts, and `config`, such as its unit."""
+    """Return a field. metadata: `labels`, a dict of strings, and `config`, such as the unit."""
     return pa.field(name, kind, nullable, {key: json.dumps(value) for key, value in metadata.items()})
 
 
@@ -36,7 +36,7 @@ def to_arrow(table: pa.Table) -> bytes:
 
 
 def to_json(table: pa.Table, *, schema: bool = True) -> bytes:
-    """Return the frame as JSON; without its schema, if the receiver knows that. Times are cut to milliseconds."""
+    """Return the frame as JSON, without its schema if the receiver knows it. Times are cut to milliseconds."""
     columns = [_values(column) for column in table.columns]
     data: dict[str, Any] = {"values": [values for values, _ in columns]}
     if any(special for _, special in columns):
@@ -58,7 +58,7 @@ def _schema(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _values(column: pa.ChunkedArray) -> tuple[list[Any], dict[str, list[int]]]:
-    """Return a column's values, and where those stand that JSON does not have."""
+    """Return a column's values, and the positions of values that JSON cannot express."""
     if pa.types.is_timestamp(column.type):
         return [ns if ns is None else ns // 1_000_000 for ns in column.cast(pa.int64()).to_pylist()], {}
     values = column.to_pylist()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The backend of a data source for Grafana: the values of sensors. source.py is what it does.
+"""The backend of a data source for Grafana: it reads the values of sensors. source.py defines what it does.
 
-Grafana starts this program by itself; README.md shows how it is found. To debug it:
+Grafana starts this program; README.md shows how Grafana finds it. To debug it:
 
     python standalone.py
 """
@@ -16,14 +16,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import backend_pb2_grpc
 from source import DataSource
 
-# Grafana's, from backend/grpcplugin/handshake.go of its SDK: the same for plugins of all kinds.
+# Grafana's values, from backend/grpcplugin/handshake.go of its SDK. They are the same for all kinds of plugins.
 HANDSHAKE = goplugin.HandshakeConfig(
     protocol_versions=[2], magic_cookie_key="grafana_plugin_type", magic_cookie_value="datasource"
 )
 
 
 def add_to_server(server: Any) -> None:
-    """Add what Grafana calls."""
+    """Add the services that Grafana calls."""
     source = DataSource()
     backend_pb2_grpc.add_DiagnosticsServicer_to_server(source, server)
     backend_pb2_grpc.add_DataServicer_to_server(source, server)

@@ -1,4 +1,4 @@
-"""What Grafana asks of the data source: its health, queries, resources, live values and metrics."""
+"""The services that Grafana calls: health, queries, resources, live values and metrics."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ import pyarrow as pa
 from api import API, APIError
 from frames import field, frame, to_arrow, to_json
 
-_log = logging.getLogger("sensors")  # the records reach Grafana's log, with their level
+_log = logging.getLogger("sensors")  # its records reach Grafana's log with their level
 _queries = prometheus_client.Counter("sensors_queries", "Queries for the values of a sensor.", ["status"])
 
-LIVE = "live/"  # the channel ds/UID/live/SENSOR has the latest value, again and again
-INTERVAL = 1.0  # seconds between two of them
-CHUNK = 1000  # rows of a frame, or lines of an export, in one message
+LIVE = "live/"  # the channel ds/UID/live/SENSOR repeatedly sends the latest value
+INTERVAL = 1.0  # seconds between two values
+CHUNK = 1000  # rows of a frame, or lines of an export, per message
 JSON = pb.DataFrameFormat.JSON
 
 
@@ -30,10 +30,10 @@ class DataSource(
     backend_pb2_grpc.ResourceServicer,
     backend_pb2_grpc.StreamServicer,
 ):
-    """What Grafana asks of a data source. One process serves all data sources of this kind, and all calls at once."""
+    """The backend of a data source. One process serves all data sources of this kind, and many calls at once."""
 
     def CheckHealth(self, request: pb.CheckHealthRequest, context: grpc.ServicerContext) -> pb.CheckHealthResponse:
-        """Say whether the settings are right, when the user clicks Save & test."""
+        """Tell whether the settings are right. Grafana calls this when the user clicks Save & test."""
         try:
             sensors = api_of(request).sensors()
         except APIError as error:
@@ -51,7 +51,7 @@ class DataSource(
         return pb.CollectMetricsResponse(metrics=metrics)
 
     def QueryData(self, request: pb.QueryDataRequest, context: grpc.ServicerContext) -> pb.QueryDataResponse:
-        """Answer the queries of a panel, or of an alert rule. If one fails, the others do not."""
+        """Answer the queries of a panel or of an alert rule. If one query fails, the others still work."""
         encode = to_json if request.format == JSON else to_arrow
         response = pb.QueryDataResponse()
         for query in request.queries:
@@ -67,7 +67,7 @@ class DataSource(
     def QueryChunkedData(
         self, request: pb.QueryChunkedDataRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.QueryChunkedDataResponse]:
-        """Answer the same in pieces; Grafana calls this experimental."""
+        """Answer queries in pieces. Grafana calls this experimental."""
         for query in request.queries:
             try:
                 table = frame_of(request, query)
@@ -84,7 +84,7 @@ class DataSource(
     def CallResource(
         self, request: pb.CallResourceRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.CallResourceResponse]:
-        """Answer what the front end asks by HTTP: under /api/datasources/uid/UID/resources."""
+        """Answer the front end's HTTP requests, below /api/datasources/uid/UID/resources."""
         path, parameters = request.path.strip("/"), dict(parse_qsl(urlsplit(request.url).query))
         try:
             match request.method, path:
@@ -102,7 +102,7 @@ class DataSource(
     def SubscribeStream(
         self, request: pb.SubscribeStreamRequest, context: grpc.ServicerContext
     ) -> pb.SubscribeStreamResponse:
-        """Say whether a user may subscribe to a channel, and what they see first."""
+        """Tell whether a user may subscribe to a channel, and return the first value for the user."""
         try:
             latest = latest_of(request)
         except APIError as error:
@@ -111,7 +111,7 @@ class DataSource(
         return pb.SubscribeStreamResponse(status=pb.SubscribeStreamResponse.OK, data=latest)
 
     def RunStream(self, request: pb.RunStreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamPacket]:
-        """Send what happens in a channel. Grafana calls this once for all subscribers, and leaves after the last."""
+        """Send a channel's values. Grafana calls this once for all subscribers, and leaves with the last one."""
         left = threading.Event()
         if not context.add_callback(left.set):
             return
@@ -124,7 +124,7 @@ class DataSource(
     def PublishStream(
         self, request: pb.PublishStreamRequest, context: grpc.ServicerContext
     ) -> pb.PublishStreamResponse:
-        """Say whether a user may publish in a channel, and what the subscribers get of it."""
+        """Tell whether a user may publish in a channel, and return the message for the subscribers."""
         if not request.path.startswith(LIVE):
             return pb.PublishStreamResponse(status=pb.PublishStreamResponse.NOT_FOUND)
         if request.pluginContext.user.role != "Admin":
@@ -133,12 +133,12 @@ class DataSource(
 
 
 def api_of(request: Any) -> API:
-    """Return the API that the data source is set up for. APIError if it is not."""
+    """Return the API of the request's data source. APIError if the settings are wrong."""
     return API(request.pluginContext.dataSourceInstanceSettings)
 
 
 def frame_of(request: Any, query: pb.DataQuery) -> pa.Table:
-    """Return what a query asks for. Its JSON is what the front end's query editor makes."""
+    """Return the values for a query. The front end's query editor makes the query's JSON."""
     try:
         api, sensor = api_of(request), json.loads(query.json or "{}").get("sensor")
         if not sensor:
@@ -190,14 +190,14 @@ def export(api: API, parameters: dict[str, str]) -> Iterator[pb.CallResourceResp
     for first in steps:
         try:
             rows = api.values(name, start=first, end=min(first + CHUNK * step - 1, end), step=step)
-        except APIError as error:  # too late for a status: have Grafana break off
+        except APIError as error:  # too late for a status: an error makes Grafana break off
             raise RuntimeError(f"the export of {name} is not complete: {error}") from None
         lines = "".join(f"{ms},{'' if value is None else value}\n" for ms, value in rows)
         yield pb.CallResourceResponse(body=lines.encode())
 
 
 def reply(code: int, body: Any, **headers: str) -> pb.CallResourceResponse:
-    """Return an answer of HTTP."""
+    """Return an HTTP answer with a JSON body."""
     headers = {"Content-Type": "application/json", **headers}
     lists = {name: pb.StringList(values=[value]) for name, value in headers.items()}
     return pb.CallResourceResponse(code=code, headers=lists, body=json.dumps(body).encode())

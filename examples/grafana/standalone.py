@@ -1,6 +1,6 @@
-"""A plugin that a person starts, under a debugger say, and Grafana finds: as with Grafana's SDK for Go.
+"""Runs the plugin for a person, under a debugger for example; Grafana finds it, as it does with Grafana's SDK for Go.
 
-Two files in the plugin's folder say where it is, standalone.txt and pid.txt. The launcher there reads them.
+The files standalone.txt and pid.txt in the plugin's folder say where it runs. The launcher there reads them.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from plugin import add_to_server
 
 
 def main() -> None:
-    """Serve until Ctrl-C or SIGTERM. Exits if there is no launcher to find this."""
+    """Serve until Ctrl-C or SIGTERM. Exits if there is no launcher that would find this plugin."""
     if not FOLDER.is_dir():
-        sys.exit(f"{FOLDER} is not there: run `python dist.py launcher` first, and let Grafana use that.")
+        sys.exit(f"{FOLDER} does not exist: run `python dist.py launcher` first, and let Grafana use that folder.")
     logging.basicConfig(level=logging.INFO)
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
     server = grpc.server(goplugin.Workers(), options=options)
@@ -34,8 +34,8 @@ def main() -> None:
     try:
         for path, text in files.items():
             path.write_text(text, encoding="utf-8")
-        # End what Grafana runs now. Within a second it runs the launcher again, which reads the files.
-        with contextlib.suppress(FileNotFoundError):  # without pkill, a person does it
+        # End the plugin that Grafana runs now. Within a second, Grafana runs the launcher, which reads the files.
+        with contextlib.suppress(FileNotFoundError):  # without pkill, the person ends it
             subprocess.run(["pkill", "-f", f"{re.escape(str(FOLDER / EXECUTABLE))}_"], check=False)
         print(f"{ID} serves at {host}:{number}. Ctrl-C ends it.", flush=True)
         server.wait_for_termination()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A plugin for old and new hosts: the key-value store in two app protocol versions.
 
-go-plugin's negotiated example, a host that knows version 3, starts ./kv-plugin; README.md shows how.
+The host of go-plugin's negotiated example knows version 3, and starts ./kv-plugin. README.md shows how.
 """
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
@@ -14,21 +14,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import kv_pb2
 import kv_pb2_grpc
 
-# The host says which versions it knows, and both use the highest that they have in common.
+# The host says which versions it knows. Both use the highest version that both know.
 HANDSHAKE = goplugin.HandshakeConfig(
     protocol_versions=[4, 3], magic_cookie_key="BASIC_PLUGIN", magic_cookie_value="hello"
 )
 
 
 class KVServicer3(kv_pb2_grpc.KVServicer):
-    """Version 3, as hosts have known it for years: each value is in the file kv_<key>; keys are names."""
+    """Version 3, which old hosts know. Each value is in the file kv_<key>; a key is a name."""
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
-        """Return the key's value, and who has read it."""
+        """Return the key's value, and a line that says who read it."""
         return kv_pb2.GetResponse(value=self.read(request.key, context) + b"Read by plugin version 3\n")
 
     def Put(self, request: kv_pb2.PutRequest, context: grpc.ServicerContext) -> kv_pb2.Empty:
-        """Set the key's value, and who has written it."""
+        """Set the key's value, with a line that says who wrote it."""
         file_of(request.key, context).write_bytes(request.value + b"\n\nWritten from plugin version 3\n")
         return kv_pb2.Empty()
 
@@ -41,7 +41,7 @@ class KVServicer3(kv_pb2_grpc.KVServicer):
 
 
 class KVServicer4(KVServicer3):
-    """Version 4 keeps the value as it is, and adds nothing to it."""
+    """Version 4, for new hosts. It adds nothing to the value."""
 
     def Get(self, request: kv_pb2.GetRequest, context: grpc.ServicerContext) -> kv_pb2.GetResponse:
         """Return the key's value."""
@@ -67,7 +67,7 @@ def main() -> None:
     """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
 
-    # 1. Implement the service: a servicer for each version, above. 2. Serve the one that the host understands.
+    # 1. Implement the service: a servicer for each version, above. 2. Serve the one for the version in use.
     server = grpc.server(**plugin.server_arguments)
     kv_pb2_grpc.add_KVServicer_to_server(SERVICERS[plugin.version](), server)
 

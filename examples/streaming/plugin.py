@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The plugin of go-plugin's streaming example: host and plugin send each other a file in small messages.
 
-That host starts ./plugin/streamer; README.md shows how.
+The example's host starts ./plugin/streamer. README.md shows how.
 """
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
@@ -21,26 +21,26 @@ HANDSHAKE = goplugin.HandshakeConfig(protocol_versions=[1], magic_cookie_key="BA
 
 
 class StreamerServicer(streamer_pb2_grpc.StreamerServiceServicer):
-    """Writes the file that the host names, and reads it."""
+    """Reads and writes the file that the host names."""
 
     def __init__(self) -> None:
         self.settings = pb.Configure.Request()
 
     def Configure(self, request: pb.Configure.Request, context: grpc.ServicerContext) -> pb.Configure.Response:
-        """Take the file's path and the size of the chunks."""
+        """Set the file's path and the size of the chunks, in bytes."""
         if not request.path or request.chunk_size < 1:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "path must be a file's, and chunk_size at least 1")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "path must name a file, and chunk_size must be at least 1")
         self.settings = request
         return pb.Configure.Response()
 
     def Read(self, request: pb.Read.Request, context: grpc.ServicerContext) -> Iterator[pb.Read.ResponseChunk]:
-        """Send the file. If the host does not read, grpc waits here; if it leaves, the generator is closed."""
+        """Send the file. While the host does not read, grpc pauses this generator; if the host leaves, it closes it."""
         with open(self.path(context), "rb") as file:
             while chunk := file.read(self.settings.chunk_size):
                 yield pb.Read.ResponseChunk(read_bytes=chunk)
 
     def Write(self, requests: Iterator[pb.Write.RequestChunk], context: grpc.ServicerContext) -> pb.Write.Response:
-        """Replace the file once all chunks are there. If the host leaves before, the old file stays: see README.md."""
+        """Replace the file once all chunks have come. If the host leaves before, the old file stays: see README.md."""
         path = self.path(context)
         with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", delete=False) as file:
             try:
@@ -56,13 +56,13 @@ class StreamerServicer(streamer_pb2_grpc.StreamerServiceServicer):
         return pb.Write.Response()
 
     def Follow(self, request: pb.Follow.Request, context: grpc.ServicerContext) -> Iterator[pb.Follow.ResponseChunk]:
-        """Send what is appended to the file. Nothing may come for hours: a call that waits must notice its end."""
+        """Send what others append to the file. That may take hours, so this call must notice when the host leaves."""
         ended = threading.Event()
         if not context.add_callback(ended.set):
-            return  # it has ended already
+            return  # the call has ended already
         with open(self.path(context), "rb") as file:
             file.seek(0, os.SEEK_END)
-            context.send_initial_metadata(())  # the caller now knows that it will miss nothing
+            context.send_initial_metadata(())  # tells the host that it will miss nothing from now on
             while not ended.wait(0.1):
                 while chunk := file.read(self.settings.chunk_size):
                     yield pb.Follow.ResponseChunk(appended_bytes=chunk)

@@ -1,4 +1,4 @@
-"""How Terraform finds the provider: `make launcher` while you develop it, `make dist` for everybody else."""
+"""Makes the files by which Terraform finds the provider: `make launcher` for development, `make dist` for users."""
 
 import hashlib
 import platform
@@ -17,7 +17,7 @@ ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64
 
 
 def launcher() -> None:
-    """Write a script that runs plugin.py here, and Terraform's settings to use it, without `terraform init`."""
+    """Write a script that runs this plugin.py, and settings with which Terraform uses it without `terraform init`."""
     folder = HERE / "dist" / "launcher"
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / PROGRAM
@@ -31,14 +31,14 @@ def launcher() -> None:
 
 
 def dist(version: str) -> None:
-    """Build the archive for the machine that this runs on, with a folder that needs no Python and unpacks nothing."""
+    """Build the archive for this kind of machine. Its program needs no Python, and does not unpack itself."""
     system, machine = platform.system().lower(), platform.machine()
     target = f"{system}_{ARCHITECTURES.get(machine, machine)}"
     build, output = HERE / "build", HERE / "dist"
     shutil.rmtree(build, ignore_errors=True)
     build.mkdir()
     freeze = [sys.executable, "-m", "cx_Freeze", "build_exe", "--silent-level=2", "--include-path", HERE]
-    # Modules as files: they load faster than from a zip. grpcio imports pkgutil where cx_Freeze cannot see it.
+    # Modules load faster from files than from a zip. cx_Freeze does not see that grpcio imports pkgutil.
     freeze += ["--no-compress", "--includes", "pkgutil"]
     program = ["--script", HERE / "plugin.py", "--target-name", f"{PROGRAM}_v{version}"]
     subprocess.run([*freeze, *program, "--build-exe", build / "folder"], cwd=build, check=True)

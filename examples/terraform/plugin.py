@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A provider for Terraform and OpenTofu: notes, kept by an HTTP API. provider.py is what it does.
+"""A provider for Terraform and OpenTofu: it manages notes of an HTTP API. provider.py defines what it does.
 
-Terraform starts this program by itself; README.md shows how it is found. To debug it:
+Terraform starts this program; README.md shows how Terraform finds it. To debug it:
 
     python plugin.py --debug example.com/me/notes
 """
@@ -15,7 +15,7 @@ from tf.gen import tfplugin_pb2_grpc
 from provider import PROVIDER
 from servicer import Servicer
 
-# Terraform's, the same for all providers. Protocol 6 is what tf speaks.
+# Terraform's values, the same for all providers. tf speaks protocol 6.
 HANDSHAKE = goplugin.HandshakeConfig(
     protocol_versions=[6],
     magic_cookie_key="TF_PLUGIN_MAGIC_COOKIE",
@@ -27,7 +27,7 @@ def main() -> None:
     """The four steps of the guide."""
     plugin = goplugin.Plugin(HANDSHAKE, usage=__doc__)
 
-    # 1. Implement the service: Servicer does, by the framework tf, and calls the provider. 2. Serve it.
+    # 1. Implement the service: Servicer does, with the framework tf, and calls the provider. 2. Serve it.
     server = grpc.server(**plugin.server_arguments)
     tfplugin_pb2_grpc.add_ProviderServicer_to_server(Servicer(PROVIDER), server)
 

@@ -1,4 +1,4 @@
-"""The provider: a resource, two data sources and a function, on the framework tf of PyPI. You replace this."""
+"""The provider: a resource, two data sources and a function, made with PyPI's framework tf. Replace it with yours."""
 
 import logging
 import os
@@ -27,12 +27,12 @@ from tf.schema import Attribute, Schema
 from tf.types import List, Number, String, Unknown
 from tf.utils import Diagnostics
 
-_log = logging.getLogger(__name__)  # the records reach Terraform's log, TF_LOG, with their level
+_log = logging.getLogger(__name__)  # its records reach Terraform's log (TF_LOG) with their level
 
 
 @contextmanager
 def reporting(diags: Diagnostics, summary: str, path: list[str] | None = None) -> Iterator[None]:
-    """Tell the user what the API refuses. path: the attribute that is to blame."""
+    """Report an APIError to the user. path: the attribute that caused it."""
     try:
         yield
     except APIError as error:
@@ -40,25 +40,25 @@ def reporting(diags: Diagnostics, summary: str, path: list[str] | None = None) -
 
 
 def state(name: str, text: str) -> State:
-    """Return a note as Terraform's state has it."""
+    """Return a note in the form of Terraform's state."""
     return {"id": name, "name": name, "text": text, "size": len(text)}
 
 
 class Notes(Provider):
-    """`provider "notes" { url = "..." }`. Handlers run in parallel, and what they change here would need a lock."""
+    """`provider "notes" { url = "..." }`. Handlers run in parallel: to change anything here, they would need a lock."""
 
-    configured: API | None = None  # None before apply, if the provider block has values of resources
+    configured: API | None = None  # None while the provider block has values that only apply makes known
 
     def full_name(self) -> str:
-        """Return what `source` in required_providers says."""
+        """Return the `source` in required_providers."""
         return "example.com/me/notes"
 
     def get_model_prefix(self) -> str:
-        """Return what the names of resources and data sources begin with."""
+        """Return the prefix of all names of resources and data sources."""
         return "notes_"
 
     def get_provider_schema(self, diags: Diagnostics) -> Schema:
-        """Return what stands in the provider block. What is sensitive, Terraform does not show."""
+        """Return the attributes of the provider block. Terraform does not show sensitive ones."""
         return Schema(
             [
                 Attribute("url", String(), "Where the notes are.", required=True),
@@ -68,14 +68,14 @@ class Notes(Provider):
         )
 
     def validate_config(self, diags: Diagnostics, config: Config) -> None:
-        """Check the provider block. Values that come from other resources are Unknown."""
+        """Check the provider block. Values that come from other resources may be Unknown."""
         if config["url"] is not Unknown and not config["url"].startswith(("http://", "https://")):
             diags.add_error("This is no URL of an API", "It begins with http:// or https://.", path=["url"])
         if config["timeout"] not in (None, Unknown) and float(config["timeout"]) <= 0:
             diags.add_error("There is no time for a call", "Write how many seconds it may take.", path=["timeout"])
 
     def configure_provider(self, diags: Diagnostics, config: Config) -> None:
-        """Take the provider block. In a plan values may be Unknown; apply configures again."""
+        """Make the API from the provider block. In a plan, values may be Unknown; apply configures again."""
         self.configured = None
         if Unknown in config.values():
             return
@@ -86,7 +86,7 @@ class Notes(Provider):
 
     @property
     def api(self) -> API:
-        """The API; an APIError if the provider block has values that are not known yet."""
+        """The API. APIError while the provider block has unknown values."""
         if not self.configured:
             raise APIError("The provider block is not known yet: apply what it refers to first, with -target=ADDRESS.")
         return self.configured
@@ -104,7 +104,7 @@ class Notes(Provider):
         return [Slug]
 
     def find(self, name: str, diags: Diagnostics) -> State | None:
-        """Return a note that must be there."""
+        """Return a note. If it does not exist, report an error and return None."""
         with reporting(diags, "The note cannot be read"):
             text = self.api.read(name)
             if text is not None:
@@ -126,7 +126,7 @@ class Note(Resource):
 
     @classmethod
     def get_schema(cls) -> Schema:
-        """Return the attributes. After a change that old states do not fit, raise the version and add upgrade()."""
+        """Return the attributes. If old states no longer fit, raise the version and add upgrade()."""
         return Schema(
             [
                 Attribute("id", String(), "The same as name.", computed=True),
@@ -145,13 +145,13 @@ class Note(Resource):
             diags.add_error("This is no name for a note", "It must not have a slash, or begin with a dot.", ["name"])
 
     def plan(self, ctx: PlanContext, current: State | None, planned: State) -> State:
-        """Say what will be known only after the change; Terraform refuses what differs from the plan."""
+        """Plan the computed attributes. Terraform refuses a result that differs from the plan; Unknown may change."""
         text = planned["text"]
         size = Unknown if text is Unknown else len(text)
         return {**planned, "id": planned["name"], "size": size}
 
     def create(self, ctx: CreateContext, planned: State) -> State | None:
-        """Make it; return its state."""
+        """Create the note, and return its state."""
         name, text = planned["name"], planned["text"]
         with reporting(ctx.diagnostics, "The note was not created", ["name"]):
             self.provider.api.create(name, text)
@@ -160,7 +160,7 @@ class Note(Resource):
         return None
 
     def read(self, ctx: ReadContext, current: State) -> State | None:
-        """Return what is there now; None if it is gone, and Terraform plans to create it again."""
+        """Return the note's state now. None if it is gone: Terraform then plans to create it again."""
         if not self.provider.configured:
             ctx.diagnostics.add_warning("The note was not read", "The provider block is not known yet.")
             return current
@@ -170,24 +170,24 @@ class Note(Resource):
         return current
 
     def update(self, ctx: UpdateContext, current: State, planned: State) -> State | None:
-        """Change it in place."""
+        """Change the note in place."""
         with reporting(ctx.diagnostics, "The note was not changed"):
             self.provider.api.update(planned["name"], planned["text"])
             return state(planned["name"], planned["text"])
         return current
 
     def delete(self, ctx: DeleteContext, current: State) -> None:
-        """Remove it. After an error Terraform keeps it in the state."""
+        """Remove the note. After an error, Terraform keeps it in the state."""
         with reporting(ctx.diagnostics, "The note was not removed"):
             self.provider.api.delete(current["id"])
 
     def import_(self, ctx: ImportContext, id: str) -> State | None:  # noqa: A002 tf's name
-        """Take what exists under Terraform's care: `terraform import notes_note.mine ID`."""
+        """Let Terraform manage an existing note: `terraform import notes_note.mine ID`."""
         return self.provider.find(id, ctx.diagnostics)
 
 
 class NoteData(DataSource):
-    """`data "notes_note"`: reads a note that Terraform does not keep."""
+    """`data "notes_note"`: reads a note that Terraform does not manage."""
 
     def __init__(self, provider: Notes) -> None:
         self.provider = provider
@@ -199,7 +199,7 @@ class NoteData(DataSource):
 
     @classmethod
     def get_schema(cls) -> Schema:
-        """Return the attributes: those that are required choose the note."""
+        """Return the attributes. The required ones choose the note."""
         return Schema(
             [
                 Attribute("id", String(), computed=True),
@@ -215,7 +215,7 @@ class NoteData(DataSource):
 
 
 class NotesData(DataSource):
-    """`data "notes_notes"`: the names of all notes, or of those that begin with `prefix`."""
+    """`data "notes_notes"`: the names of all notes, or of the notes that begin with `prefix`."""
 
     def __init__(self, provider: Notes) -> None:
         self.provider = provider
@@ -251,15 +251,15 @@ class Slug(Function):
 
     @classmethod
     def get_signature(cls) -> FunctionSignature:
-        """Return the parameters, and what is returned."""
+        """Return the types of the parameters and of the result."""
         return FunctionSignature([Parameter("title", String())], Return(String()), summary="A title as a file's name")
 
     def call(self, ctx: CallContext, arguments: list[Any]) -> Any:
-        """Return the result. It may depend on the arguments alone."""
+        """Return the result. It must depend only on the arguments."""
         words = "".join(letter if letter.isalnum() else " " for letter in arguments[0].lower()).split()
         if not words:
             ctx.diagnostics.add_error("The title has no letters or digits.")
         return "-".join(words)
 
 
-PROVIDER = Notes()  # what plugin.py serves
+PROVIDER = Notes()  # plugin.py serves it

@@ -1,8 +1,8 @@
-"""tf's ProviderServicer, and what Terraform's own frameworks in Go do for a provider, but tf 1.2 does not.
+"""tf's ProviderServicer, with what Terraform's own frameworks in Go do for a provider and tf 1.2 does not.
 
-It is the same for all providers. tests/test_plugin.py shows what it is for.
+It is the same for all providers. tests/test_plugin.py shows its purpose.
 """
-# ruff: noqa: D102 the calls are Terraform's
+# ruff: noqa: D102 Terraform defines the calls
 
 import threading
 from typing import Any
@@ -14,16 +14,16 @@ from tf.schema import Block, Schema
 from tf.types import Set, Unknown
 from tf.utils import Diagnostics, read_dynamic_value, to_dynamic_value
 
-# Terraform sends most unknown values with what it knows of them ("begins with n": msgpack's extension 12). tf takes
-# only the others (extension 0) for Unknown, and hands an ExtType to the provider. All calls read values through this.
+# Terraform sends most unknown values with what it knows about them, such as a prefix, as msgpack's extension 12. tf
+# turns only the others, extension 0, into Unknown, and passes an ExtType to the provider. All calls read values here.
 tf.utils._msgpack_ext_hook = lambda code, data: Unknown
 
-# When a set was known and no longer is, tf would iterate over Unknown.
+# If a known set becomes unknown, tf would iterate over Unknown.
 _equal = Set.semantically_equal
 Set.semantically_equal = lambda self, a, b: a is b or (Unknown not in (a, b) and _equal(self, a, b))
 
 
-# Set after Ctrl-C. Terraform then waits for the handlers that run: one that waits itself, waits for this and returns.
+# Set after Ctrl-C. Terraform then waits for the handlers that run, so a waiting handler must wait for this, too.
 STOPPING = threading.Event()
 
 
@@ -31,11 +31,11 @@ class Servicer(ProviderServicer):
     """Refuses null for a required attribute, and names the resource whose state lacks an attribute."""
 
     def ConfigureProvider(self, request: Any, context: Any) -> Any:
-        STOPPING.clear()  # of the apply before, if this process is debugged
+        STOPPING.clear()  # with --debug, an earlier apply may have set it
         return super().ConfigureProvider(request, context)
 
     def StopProvider(self, request: Any, context: Any) -> Any:
-        """Stop the handlers; tf does nothing here, as its own runner stops the server, and a create with it."""
+        """Stop the handlers. tf does nothing here: its own runner stops the server, and running creates with it."""
         STOPPING.set()
         return super().StopProvider(request, context)
 
@@ -55,7 +55,7 @@ class Servicer(ProviderServicer):
         return answer if nulls else super().ValidateDataResourceConfig(request, context)
 
     def UpgradeResourceState(self, request: Any, context: Any) -> Any:
-        """Fit a state of an older provider to the schema: new attributes are null, those that are gone are dropped."""
+        """Fit an older provider's state to the schema: new attributes become null, removed ones are dropped."""
         answer = super().UpgradeResourceState(request, context)
         if state := read_dynamic_value(answer.upgraded_state):
             empty = _empty(self._get_res_cls(request.type_name).get_schema())
@@ -85,10 +85,10 @@ class Servicer(ProviderServicer):
         return self._complete(request.type_name, answer.state, answer, self._get_ds_cls)
 
     def _complete(self, type_name: str, value: pb.DynamicValue, answer: Any, get_class: Any = None) -> Any:
-        """If the state lacks something, put null there, and an error into the answer.
+        """If the state lacks attributes, set them to null, and add an error to the answer.
 
         Terraform's own error, "an object with 4 attributes is required (3 given)", names no resource, and Terraform
-        then forgets what create() has made. From an answer with an error it takes the state.
+        then forgets what create() has made. If the answer has an error, Terraform keeps the state.
         """
         state = read_dynamic_value(value)
         empty = _empty((get_class or self._get_res_cls)(type_name).get_schema())
@@ -102,7 +102,7 @@ class Servicer(ProviderServicer):
 
 
 def _empty(schema: Schema) -> dict[str, Any]:
-    """Return a state of nulls, and of no blocks."""
+    """Return a state in which all attributes are null and all blocks are empty."""
     attributes = {attribute.name: None for attribute in schema.attributes}
     return attributes | {block.type_name: [] for block in schema.block_types}
 

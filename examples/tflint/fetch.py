@@ -1,4 +1,4 @@
-"""Fetches tflint's .proto file, by Go. Its licence is MPL-2.0, so this project has no copy."""
+"""Fetches tflint's .proto file with Go. The file's licence is MPL-2.0, so this project has no copy."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A ruleset for tflint, with one rule: the names of notes are in lower case. tflint starts it; README.md shows how."""
+"""A ruleset for tflint with one rule: names of notes are in lower case. tflint starts it; README.md shows how."""
 
 import goplugin  # first: from here on only the handshake line reaches the stdout that the host reads
 
@@ -14,7 +14,7 @@ import tflint_pb2_grpc
 
 _log = logging.getLogger("notes")  # the records reach tflint's log, TFLINT_LOG, with their level
 
-# tflint's, from plugin/internal/host2plugin/plugin.go of its SDK.
+# tflint's values, from plugin/internal/host2plugin/plugin.go of its SDK.
 HANDSHAKE = goplugin.HandshakeConfig(
     protocol_versions=[11],
     magic_cookie_key="TFLINT_RULESET_PLUGIN",
@@ -36,7 +36,7 @@ SCHEMA = pb.BodySchema(
 
 
 class RuleSetServicer(tflint_pb2_grpc.RuleSetServicer):
-    """What tflint asks of a ruleset: first who it is, then to check each module."""
+    """tflint first asks a ruleset for its name, versions and rules. Then it lets it check each module."""
 
     def __init__(self, broker: goplugin.Broker) -> None:
         self.broker = broker
@@ -53,13 +53,13 @@ class RuleSetServicer(tflint_pb2_grpc.RuleSetServicer):
     def GetSDKVersion(
         self, request: pb.GetSDKVersion.Request, context: grpc.ServicerContext
     ) -> pb.GetSDKVersion.Response:
-        """Return the version of tflint's SDK that tflint.proto is from: tflint asks whether it fits."""
+        """Return the version of tflint's SDK that tflint.proto comes from. tflint checks whether it is compatible."""
         return pb.GetSDKVersion.Response(version="0.25.0")
 
     def GetVersionConstraint(
         self, request: pb.GetVersionConstraint.Request, context: grpc.ServicerContext
     ) -> pb.GetVersionConstraint.Response:
-        """Return which versions of tflint the ruleset works with."""
+        """Return the versions of tflint that the ruleset works with."""
         return pb.GetVersionConstraint.Response(constraint=">= 0.46")
 
     def GetRuleNames(self, request: pb.GetRuleNames.Request, context: grpc.ServicerContext) -> pb.GetRuleNames.Response:
@@ -69,22 +69,22 @@ class RuleSetServicer(tflint_pb2_grpc.RuleSetServicer):
     def GetConfigSchema(
         self, request: pb.GetConfigSchema.Request, context: grpc.ServicerContext
     ) -> pb.GetConfigSchema.Response:
-        """Return what may stand in the plugin block: nothing."""
+        """Return the settings that the plugin block may have: none."""
         return pb.GetConfigSchema.Response(schema=pb.BodySchema())
 
     def ApplyGlobalConfig(
         self, request: pb.ApplyGlobalConfig.Request, context: grpc.ServicerContext
     ) -> pb.ApplyGlobalConfig.Response:
-        """Take which rules are enabled, and whether to fix."""
+        """Keep the settings: which rules are enabled, and whether to fix."""
         self.config = request.config
         return pb.ApplyGlobalConfig.Response()
 
     def ApplyConfig(self, request: pb.ApplyConfig.Request, context: grpc.ServicerContext) -> pb.ApplyConfig.Response:
-        """Take what stands in the plugin block."""
+        """Do nothing: the plugin block has no settings."""
         return pb.ApplyConfig.Response()
 
     def Check(self, request: pb.Check.Request, context: grpc.ServicerContext) -> pb.Check.Response:
-        """Check one module. tflint serves it as Runner, under an id of the broker."""
+        """Check one module. tflint serves Runner for it, under an id of the broker."""
         if is_enabled(self.config):
             with self.broker.dial(request.runner) as channel:
                 check(tflint_pb2_grpc.RunnerStub(channel), fix=self.config.fix)
@@ -92,7 +92,7 @@ class RuleSetServicer(tflint_pb2_grpc.RuleSetServicer):
 
 
 def is_enabled(config: pb.ApplyGlobalConfig.Config) -> bool:
-    """Whether the user wants the rule: --only goes before a rule block, and that before disabled_by_default."""
+    """Whether the user wants the rule: --only overrides rule blocks, and they override disabled_by_default."""
     if config.only:
         return RULE.name in config.only
     if RULE.name in config.rules:
@@ -106,18 +106,18 @@ def check(runner: tflint_pb2_grpc.RunnerStub, *, fix: bool) -> None:
         module_ctx=pb.MODULE_CTX_TYPE_SELF, hint=pb.GetModuleContent.Hint(resource_type="notes_note")
     )
     content = runner.GetModuleContent(pb.GetModuleContent.Request(schema=SCHEMA, option=option)).content
-    in_root = not runner.GetModulePath(pb.GetModulePath.Request()).path  # tflint fixes nothing else
+    in_root = not runner.GetModulePath(pb.GetModulePath.Request()).path  # tflint fixes only the root module
     changes = defaultdict(list)
     for block in content.blocks:
         if block.labels[0] != "notes_note" or "name" not in block.body.attributes:
             continue
         expression = block.body.attributes["name"].expression
-        literal = expression.bytes.startswith(b'"') and b"${" not in expression.bytes  # the text, as it stands there
+        literal = expression.bytes.startswith(b'"') and b"${" not in expression.bytes  # a plain text
         if not literal or expression.bytes == expression.bytes.lower():
             continue
         message = f"{expression.bytes.decode()} should be in lower case"
         issue = pb.EmitIssue.Request(rule=RULE, message=message, range=expression.range, fixable=in_root)
-        if runner.EmitIssue(issue).applied and fix and in_root:  # not applied: the user has disabled it on this line
+        if runner.EmitIssue(issue).applied and fix and in_root:  # not applied: the user disabled the rule for this line
             changes[expression.range.filename].append(expression)
     if changes:
         _log.info("fixing", extra={"files": sorted(changes)})

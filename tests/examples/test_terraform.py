@@ -272,7 +272,7 @@ def test_a_create_that_takes_too_long(
 
     edit(world, "# and NOTES_TOKEN", "\n  timeout = 2 #")
     said = flat(run("apply -auto-approve", 1))
-    assert "timed out (the timeout is 2 s). It may have been done all the same." in said
+    assert "timed out (the timeout is 2 s). The API may have done it all the same." in said
     gate.set()
     assert eventually(lambda: api.notes)
     assert "409 Conflict" in run("apply -auto-approve", 1)

@@ -1,4 +1,4 @@
-"""An HTTP API with two sensors, to try the data source with: python example/sensors.py [PORT]."""
+"""An HTTP API with two sensors, to try out the data source: python example/sensors.py [PORT]."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ MOST = 100_000  # values in one answer
 
 
 def value(name: str, ms: int) -> float | None:
-    """Return what the sensor measured then. Every tenth second it measured nothing."""
+    """Return the sensor's value at this time. Every tenth second has no value."""
     second = ms // 1000
     return None if second % 10 == 7 else (second % 60) / 2 + len(name)
 

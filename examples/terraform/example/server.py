@@ -1,4 +1,4 @@
-"""A small HTTP API that keeps notes in memory, to try the provider with: python example/server.py [PORT]."""
+"""A small HTTP API that keeps notes in memory, to try out the provider: python example/server.py [PORT]."""
 
 import json
 import sys
@@ -14,12 +14,12 @@ PAGE = 100  # names in one answer
 
 
 class Server(ThreadingHTTPServer):
-    """notes: what is kept, such as {"/notes/hello": "text"}."""
+    """notes: the texts by path, such as {"/notes/hello": "text"}."""
 
     request_queue_size = 128  # connections that wait to be accepted; Terraform's -parallelism may be large
 
     def __init__(self, port: int) -> None:
-        """port: 0 for any that is free."""
+        """port: 0 for any free port."""
         super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/notes"
         self.notes: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 http.server calls them so
 
     def answer(self, path: str, given: dict[str, str]) -> tuple[int, Any]:
-        """Return the HTTP status and the answer. given: what the query and the body say."""
+        """Return the HTTP status and the answer. given: the parameters of query and body."""
         notes = self.server.notes
         with self.server.lock:
             if path.count("/") == 1:
