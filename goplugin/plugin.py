@@ -285,4 +285,4 @@ def _transport(settings: Environment, tls: TLSFiles | None) -> Transport:
 
 
 def _no_path() -> str:
-    raise OSError("TCP does not work here, and with --debug there is no companion process for a Unix socket")
+    raise OSError("TCP does not work here, and a Unix socket needs the companion process, which --debug does not start")

@@ -1,4 +1,4 @@
-"""The companion on Windows: it starts by the plugin's command, and threads connect pipes to sockets that it can poll.
+"""The companion on Windows: it starts with the plugin's command, and threads connect pipes to sockets for select().
 
 Windows has no fork, and its select() waits only for sockets. The functions are those of posix.py.
 """

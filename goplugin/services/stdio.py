@@ -1,6 +1,6 @@
-"""plugin.GRPCStdio: what the plugin prints reaches the host; mirrors go-plugin's grpc_stdio.go.
+"""plugin.GRPCStdio: carries what the plugin prints to the host. Mirrors go-plugin's grpc_stdio.go.
 
-After the handshake sys.stdout and sys.stderr write here (see standard_streams.py), and the host copies what it reads to
+After the handshake, sys.stdout and sys.stderr write here (see standard_streams.py). The host copies what it reads to
 SyncStdout and SyncStderr of its ClientConfig.
 """
 
@@ -17,11 +17,11 @@ import grpc
 from goplugin import log, standard_streams
 from goplugin.services import host_pb2, host_pb2_grpc
 
-LIMIT = 1 << 20  # bytes kept for the host, beyond which a print waits; each print is kept whole
-LOOP_LIMIT = 64 << 20  # the same while no host reads, and for threads that must not wait; beyond it, output is dropped
-PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; then the output is dropped
+LIMIT = 1 << 20  # bytes kept for the host; beyond these a print waits. Each print is kept whole
+LOOP_LIMIT = 64 << 20  # the same while no host reads, and for threads that must not wait; beyond it, drop output
+PATIENCE = 5.0  # seconds that a print waits for a host that reads nothing; after that, drop output
 
-_MESSAGE = 64 * 1024  # bytes in one message at most
+_MESSAGE = 64 * 1024  # the most bytes in one message
 
 Channel = host_pb2.StdioData.Channel
 _CHANNELS = {standard_streams.STDOUT: Channel.STDOUT, standard_streams.STDERR: Channel.STDERR}
@@ -49,11 +49,11 @@ class _Lock:
 
 
 class Stdio(host_pb2_grpc.GRPCStdioServicer):
-    """Keeps what is printed until the host reads it: in order, bounded, and without blocking a handler for ever.
+    """Keeps printed bytes until the host reads them: in order, within limits, and without blocking a handler for ever.
 
-    Garbage collection may run a __del__ that prints at any moment, in any thread: also while that thread holds the lock
-    here, or is about to wait. So the lock is reentrant, no other lock is taken while it is held, nothing waits while
-    it is held, and each wait has a queue of its own, which keeps a wake-up that comes before the wait.
+    At any moment, in any thread, garbage collection may run a __del__ that prints: also while that thread holds the
+    lock here, or is about to wait. So the lock is reentrant. A thread that holds it takes no other lock and does not
+    wait. Each wait has its own queue, which keeps a wake-up that comes before the wait.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         self._never_wait: set[int] = set()  # more threads without which nothing is read
 
     def never_wait_in(self, thread: int) -> None:
-        """Have `write` not wait in the thread of this ident: it is one of those that send the bytes to the host."""
+        """Let `write` never wait in the thread with this ident, because that thread sends bytes to the host."""
         self._never_wait.add(thread)
 
     def write(self, fd: int, data: bytes) -> None:
@@ -125,7 +125,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
 
     @contextlib.contextmanager
     def _changes(self) -> Iterator[queue.SimpleQueue[None]]:
-        """A queue that gets an item at each change. Look at the state after you have it, then wait for an item."""
+        """Yield a queue that gets an item at each change. Check the state after that, and then wait for an item."""
         changes = queue.SimpleQueue[None]()
         with self._lock:
             self._waiting.append(changes)
@@ -136,20 +136,20 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                 self._waiting.remove(changes)
 
     def _notify(self) -> None:
-        """Wake all threads that wait for a change. Call it with the lock held."""
+        """Wake all threads that wait for a change. Hold the lock when you call this."""
         for changes in self._waiting:
             if changes.empty():
                 changes.put(None)
 
     def StreamStdio(self, request: Any, context: grpc.ServicerContext) -> Iterator[host_pb2.StdioData]:
-        """Stream what is printed. If two hosts are connected, each piece goes to one of them."""
+        """Stream what the plugin prints. If two hosts are connected, each piece goes to one of them."""
         thread = threading.get_ident()
         with self._changes() as changes:
             try:
                 if context.add_callback(lambda: changes.put(None)):
                     while message := self._next(context, thread, changes):
                         self._report_dropped()
-                        yield message  # grpc comes back for the next one once this one is sent
+                        yield message  # grpc asks for the next message once this one is sent
             finally:
                 with self._lock:
                     self._readers.pop(thread, None)
@@ -179,7 +179,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         return None
 
     def drain(self, timeout: float) -> None:
-        """Wait until the hosts have what was printed so far, at most timeout seconds."""
+        """Wait until the hosts have everything that was printed so far, at most timeout seconds."""
         end = time.monotonic() + timeout
         with self._changes() as changes:
             while self._is_sending() and _got(changes, end - time.monotonic()):
@@ -190,13 +190,13 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
             return any(self._chunks or sending for sending in self._readers.values())
 
     def close(self) -> None:
-        """Let the streams end when everything is sent."""
+        """Let the streams end once everything is sent."""
         with self._lock:
             self._closed = True
             self._notify()
 
     def count_unread(self) -> None:
-        """Log how much was printed that no host has read. Call it when no host can read any more."""
+        """Log how many printed bytes no host has read. Call this when no host can read any more."""
         with self._lock:
             for channel, data in self._chunks:
                 self._dropped[channel] += len(data)
@@ -212,7 +212,7 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
 
 
 def _got(changes: queue.SimpleQueue[None], timeout: float) -> bool:
-    """Wait for an item, at most timeout seconds; whether there was one."""
+    """Wait for an item, at most timeout seconds. Return whether there was one."""
     try:
         changes.get(timeout=max(timeout, 0))
     except queue.Empty:
