@@ -3,7 +3,7 @@ help:
 	@echo "make demo      run plugin.py with go-plugin's own example host"
 	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=one of examples/]"
 	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
-	@echo "make test-all  run the slow tests, the rest"
+	@echo "make test-all  run the slow tests, which make test leaves out"
 	@echo "make worlds    print which test runs in which world: threads, asyncio, AutoMTLS ...; TESTS=tests/plugin/test_kv.py"
 	@echo "make hosts     build the hosts for the tests of the examples, except Vault (HOSTS=vault): 7 minutes, once"
 	@echo "make windows   run tests in Python for Windows, under Wine; it installs both: 10 minutes"
@@ -95,4 +95,4 @@ go: .venv/running
 
 include venv.mk
 
-.PHONY: help demo new test test-all hosts windows lint matrix newest-python release own-protos docs bench clean go
+.PHONY: help demo new test test-all hosts windows lint worlds matrix newest-python release own-protos docs bench clean go

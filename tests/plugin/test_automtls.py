@@ -1,4 +1,4 @@
-"""AutoMTLS: who holds the host's key is served, and nobody else; and what becomes of the companion."""
+"""AutoMTLS: only clients that hold the host's key are served; and how the companion ends."""
 
 import base64
 import contextlib

@@ -241,7 +241,7 @@ def test_two_hosts_with_equal_ids(world: World) -> None:
     assert host.logged("a host serves id 77, but another host serves that id already", **{"@level": "warn"})
     with pytest.raises(CallError, match="UNAVAILABLE") as failed:
         probe.do(host, Probe.dial, [77, "x", 1])
-    # Under AutoMTLS it is the TLS terminator that dials, and says so in the log.
+    # Under AutoMTLS it is the companion that dials, and says so in the log.
     assert "127.0.0.1:1:" in str(failed.value) or host.logged("127.0.0.1:1:")
 
 

@@ -162,7 +162,7 @@ def test_full_disk(world: World) -> None:
 
 
 @pytest.mark.grpcio_only("by then the plugin cannot read its modules")
-@pytest.mark.plain_only("the plugin becomes another user, whom the TLS terminator's folder keeps out")
+@pytest.mark.plain_only("the plugin becomes another user, whom the companion's folder keeps out")
 def test_no_permission(world: World) -> None:
     (world.folder / "kv_secret").write_bytes(b"secret")
     (world.folder / "kv_secret").chmod(0)

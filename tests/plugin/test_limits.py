@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import probe
 import pytest
@@ -111,3 +112,29 @@ def test_the_limit_can_be_raised(world: World) -> None:
     host = probe.start(world, script)
     assert host.ask("call", method="/probe.Probe/block", message=b"3", repeat=560)["seconds"] < 6
     assert host.ask("kill")["seconds"] < 4
+
+
+@pytest.mark.threads_only("asyncio has no such threads")
+def test_64_handlers_that_wait(world: World) -> None:
+    """One after the other they would take 6.4 s; two at a time, 3.2."""
+    host = probe.start(world)
+    probe.do(host, Probe.echo, 1)
+    seconds = host.ask("call", method="/probe.Probe/sleep", message=b"0.1", repeat=64)["seconds"]
+    assert seconds < 1
+
+
+@pytest.mark.threads_only("asyncio has no such threads")
+def test_idle_threads_do_not_wake_up(world: World) -> None:
+    host = probe.start(world)
+    host.ask("call", method="/probe.Probe/sleep", message=b"0.1", repeat=32)
+    time.sleep(0.3)
+    names = {task: (task / "comm").read_text() for task in Path(f"/proc/{world.plugin().pid}/task").iterdir()}
+    assert len(names) > 32
+
+    def switches() -> int:
+        lines = [line for task in names for line in (task / "status").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+    before = switches()
+    time.sleep(2)
+    assert switches() - before < 150  # grpc's own threads wake up 30 to 60 times; a look every 10 ms would add 200

@@ -1,4 +1,4 @@
-"""What only pygrpc-native can break; with it the behaviour tests run once more, see conftest.py."""
+"""What only pygrpc-native can break; with it the behaviour tests run once more, see support/worlds.py."""
 
 import probe
 import pytest

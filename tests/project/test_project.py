@@ -183,6 +183,13 @@ def test_no_dead_links(file: Path) -> None:
         assert any((folder / target).exists() for folder in (ROOT, ROOT / "goplugin", file.parent)), target
 
 
+def test_the_table_of_worlds() -> None:
+    command = [sys.executable, str(SUPPORT / "worlds.py"), "tests/plugin/test_kv.py", "tests/project/test_shipping.py"]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert re.search(r"^tests/plugin/test_kv.py::test_values_are_bytes +x s s s s", run.stdout, re.MULTILINE)
+    assert "tests/project/test_shipping.py::test_" in run.stdout
+
+
 @pytest.mark.xdist_group("a group")
 def test_groups(request: pytest.FixtureRequest) -> None:
     """The installed pytest-xdist keeps a group in one process; else what its tests share is made several times."""

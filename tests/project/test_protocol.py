@@ -222,8 +222,8 @@ SAID: dict[str, Callable[[World], str]] = {
 NOT_TRIED = {
     "plugin exited before we could connect",  # by chance, the host sees that the process has ended before stdout has
     "connection reset by peer",  # by chance too: how the connection ends depends on what was on its way
-    "is not implemented",  # tests/test_misuse.py
-    "DeadlineExceeded",  # tests/test_calls.py
+    "is not implemented",  # test_misuse.py
+    "DeadlineExceeded",  # test_calls.py
     "remote error: tls: ...",  # what the host says instead, depending on the moment
 }
 

@@ -1,4 +1,4 @@
-"""The README's "Make it yours", done literally: its commands, another service, and a Go host that drives it."""
+"""README's `make new` and the copy's "Make it yours", done literally: another service, and a Go host that calls it."""
 
 import os
 import re

@@ -86,10 +86,10 @@ class Printer:
         for number, world in enumerate(WORLDS):
             print(" " * width, "| " * number + world)
         for test, worlds in tests.items():
-            columns = (worlds.get(world, ".") for world in WORLDS)
-            print(test.ljust(width), worlds.get("", "") or " ".join(columns))
+            columns = " ".join(worlds.get(world, ".") for world in WORLDS)
+            print(test.ljust(width), f"no plugin: {worlds['']}" if "" in worlds else columns)
 
 
 if __name__ == "__main__":
-    command = ["--collect-only", "-o", "addopts=", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:terminal"]
+    command = ["--collect-only", "-o", "addopts=", "-p", "no:randomly", "-p", "no:terminal"]
     sys.exit(pytest.main([*command, *sys.argv[1:]], [Printer()]))

@@ -1,4 +1,4 @@
-"""What the TLS terminator passes on: ends of either side, resets, and no more than the slower side takes."""
+"""What the relay passes on: ends of either side, resets, and no more than the slower side takes."""
 
 import contextlib
 import errno

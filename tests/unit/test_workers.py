@@ -13,13 +13,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import probe
 import pytest
-from harness import PATIENCE, World, eventually
-from probe_plugin import Probe
+from harness import PATIENCE, eventually
 
 from goplugin import Workers
 from goplugin import workers as module
@@ -356,27 +353,3 @@ def test_a_forked_child_is_told(workers: Workers) -> None:
         os.waitpid(child, 0)
     assert status, "submit hangs"
     assert workers.submit(abs, -1).result() == 1
-
-
-def test_64_handlers_that_wait(world: World) -> None:
-    """One after the other they would take 6.4 s; two at a time, 3.2."""
-    host = probe.start(world)
-    probe.do(host, Probe.echo, 1)
-    seconds = host.ask("call", method="/probe.Probe/sleep", message=b"0.1", repeat=64)["seconds"]
-    assert seconds < 1
-
-
-def test_idle_threads_do_not_wake_up(world: World) -> None:
-    host = probe.start(world)
-    host.ask("call", method="/probe.Probe/sleep", message=b"0.1", repeat=32)
-    time.sleep(0.3)
-    names = {task: (task / "comm").read_text() for task in Path(f"/proc/{world.plugin().pid}/task").iterdir()}
-    assert len(names) > 32
-
-    def switches() -> int:
-        lines = [line for task in names for line in (task / "status").read_text().splitlines()]
-        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
-
-    before = switches()
-    time.sleep(2)
-    assert switches() - before < 150  # grpc's own threads wake up 30 to 60 times; a look every 10 ms would add 200
