@@ -1,15 +1,14 @@
 """Listens for connections, and makes a Relay of each (see relay.py), under AutoMTLS or for a host that multiplexes.
 
-| host                | who calls    | the caller's side       | the other side                         |
-| ------------------- | ------------ | ----------------------- | -------------------------------------- |
-| AutoMTLS, TLSFiles  | the host     | TCP or Unix socket, TLS | private hop (see hop.py) to grpc       |
-|                     | grpc.Channel | private hop             | TCP or Unix socket, TLS, to the host   |
-| multiplexes         | the host     | stream, with AutoMTLS   | private hop to grpc                    |
-|   (multiplex.py)    |              | TLS inside              |                                        |
-|                     | grpc.Channel | private hop             | stream to the host, with AutoMTLS TLS  |
-| neither (plain)     | host and grpc connect directly; this module is not used                         |
+| host           | who calls    | the caller's side       | the other side                       |
+| -------------- | ------------ | ----------------------- | ------------------------------------ |
+| AutoMTLS, tls= | the host     | TLS, TCP or Unix socket | private hop (hop.py) to grpc         |
+|                | grpc.Channel | private hop             | TLS, TCP or Unix socket, to the host |
+| multiplexes    | the host     | stream (multiplex.py)   | private hop to grpc                  |
+|                | grpc.Channel | private hop             | stream to the host                   |
 
-The private hop is plain; on Windows it is TLS.
+Under AutoMTLS each stream has TLS inside. The private hop is plain; on Windows it is TLS. Without AutoMTLS, tls= and
+multiplexing, host and grpc connect directly, and this module is not used.
 """
 
 import errno

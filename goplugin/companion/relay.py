@@ -9,7 +9,8 @@
 | relayed     | both sides are established             | one end sends its last byte: half closed; an error: reset |
 | half closed | the other end gets the end of the data | it ends, too, and all is sent: closed; an error: reset    |
 
-Refused: both sides are closed before a byte has passed, and the reason is logged. Reset: both sides are cut.
+Refused: both sides are closed before a byte has passed, and the reason is logged. The oldest unfinished handshakes are
+refused, too, if there are too many (connections.py). Reset: both sides are cut.
 
 Nothing blocks. A relay holds the bytes that its slower side has not taken yet, and meanwhile reads no more from the
 faster one. So a slow reader costs at most these bytes of memory.
