@@ -74,9 +74,11 @@ def project(world: World) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # uv downloads into an empty cache
-def test_the_path_that_uv_makes(world: World, project: Path) -> None:
+def test_the_path_that_uv_makes(world: World, project: Path, built: Path) -> None:
+    shutil.rmtree(project / "goplugin")
     plugin = project / "plugin.py"
-    plugin.write_text(shown("#!/usr/bin/env -S uv") + plugin.read_text().partition("\n")[2])
+    head = shown("#!/usr/bin/env -S uv").replace("/folder/of/the/wheel", str(built))
+    plugin.write_text(head + plugin.read_text().partition("\n")[2])
     plugin.chmod(0o755)
     world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
     world.env["UV_CACHE_DIR"] = str(world.folder / "cache")
