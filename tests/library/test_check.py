@@ -66,6 +66,7 @@ def test_this_plugin(tmp_path: Path) -> None:
     assert len(run.stdout.splitlines()) == 19
 
 
+@pytest.mark.slow
 def test_go_plugins_own(
     example: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_go_plugins_own(
     assert found["services"]["text"] == "proto.KV"
 
 
+@pytest.mark.slow
 def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As on macOS and Windows: what cannot be seen is not called right, and no plugin is left alone that runs on."""
     monkeypatch.setattr(check, "_PROC", tmp_path / "none")
@@ -92,37 +94,35 @@ def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "says"),
+    ("changes", "mistakes"),
     [
-        ({}, "Shutdown", "had to be killed"),
-        ({}, "AutoMTLS: starts", "has no certificate"),
-        ({"HEALTH": ""}, "health", "UNIMPLEMENTED"),
-        ({"EXTRA": "print('one more line', flush=True)"}, "stdout", "one more line"),
-        ({"EXTRA": """sys.stderr.write('{"@timestamp": 1}\\n'); sys.stderr.flush()"""}, "log", "a host panics"),
+        ({}, {"Shutdown": "had to be killed", "AutoMTLS: starts": "has no certificate"}),
+        ({"HEALTH": ""}, {"health": "UNIMPLEMENTED"}),
+        ({"EXTRA": "print('one more line', flush=True)"}, {"stdout": "one more line"}),
+        ({"EXTRA": """sys.stderr.write('{"@timestamp": 1}\\n'); sys.stderr.flush()"""}, {"log": "a host panics"}),
         pytest.param(
             {"EXTRA": "subprocess.Popen(['sleep', '20'], stdout=-3, stderr=-3)"},
-            "left behind",
-            "processes",
+            {"left behind": "processes"},
             marks=pytest.mark.unix_only("the system does not tell what a process has left"),
         ),
-        ({"CERT": "|" + "A" * 60}, "certificate", "but the host did not ask for AutoMTLS"),
-        ({"EXTRA": f"{REFLECTION}(['grpc.health.v1.Health'], server)"}, "services", "none of its own"),
+        ({"CERT": "|" + "A" * 60}, {"certificate": "but the host did not ask for AutoMTLS"}),
+        ({"EXTRA": f"{REFLECTION}(['grpc.health.v1.Health'], server)"}, {"services": "none of its own"}),
     ],
 )
 @pytest.mark.windows
 def test_a_mistake_is_found(
     changes: dict[str, str],
-    name: str,
-    says: str,
+    mistakes: dict[str, str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(check, "PATIENCE", 1.0)
     code, found = results(capsys, sys.executable, "-c", guide(changes))
     assert code == 1
-    assert found[name]["outcome"] == check.FAILED
-    assert says in found[name]["text"]
-    assert found[name]["cure"]
+    for name, says in mistakes.items():
+        assert found[name]["outcome"] == check.FAILED
+        assert says in found[name]["text"]
+        assert found[name]["cure"]
 
 
 @pytest.mark.windows
@@ -148,6 +148,7 @@ def test_a_host_is_known_by_name(
     assert "this is a plugin" in found[f"{'AutoMTLS: ' if auto_mtls else ''}starts"]["text"]
 
 
+@pytest.mark.slow
 def test_services_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """By reflection; without it they are not known, which is said."""
     monkeypatch.setattr(check, "PATIENCE", 1.0)
@@ -207,6 +208,7 @@ def test_the_end_of_the_process_is_what_failed(changes: dict[str, str], capsys: 
     assert "host dies" not in found
 
 
+@pytest.mark.slow
 def test_a_child_that_keeps_stderr_is_no_plugin_that_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     child = "subprocess.Popen(['sleep', '60'])"
     began = time.monotonic()
