@@ -26,7 +26,7 @@ EACH_README = [
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", EACH_README)
 def test_the_readme(world: World, name: str, copies: Callable[[str], Example]) -> None:
-    """README's first commands make and test a copy. The next ones run it under its host, and print what README shows."""
+    """README's first commands make and test a copy. The next ones run it under its host, with the output in README."""
     example = copies(name)
     own, with_host, *_ = example.console_blocks()
     said = example.run(world, "\n".join(example.typed(own).splitlines()[2:]))

@@ -1,4 +1,4 @@
-"""goplugin as a distribution: however it is installed, a plugin beside no copy of it works."""
+"""goplugin as a distribution: a plugin without a copy of it works, however goplugin is installed."""
 
 import os
 import re
@@ -94,7 +94,7 @@ def test_a_plugin_finds_what_is_installed(world: World, plugin: Path, built: Pat
 
 
 def test_by_pip_beside_protobuf_5(world: World, plugin: Path, built: Path, tmp_path: Path) -> None:
-    """pip itself, in a project that another package keeps on protobuf 5."""
+    """pip itself installs it in a project that another package keeps on protobuf 5."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "protobuf<6", built / "source"], check=True)
