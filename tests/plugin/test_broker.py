@@ -25,7 +25,7 @@ from goplugin.services import broker, host_pb2
 from goplugin.transport import Plain
 
 
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("go-plugin's example has its own host")
 def test_go_plugins_bidirectional_example(world: World, example: Callable[[str], Path]) -> None:
     folder = world.folder / "counter"
     shutil.copytree(ROOT / "examples" / "bidirectional", folder)
@@ -129,7 +129,7 @@ def test_an_id_nobody_serves(world: World) -> None:
     assert 4.5 < time.monotonic() - begin < 8
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 @pytest.mark.windows
 def test_an_id_dialled_twice(world: World) -> None:
     host = probe.start(world)
@@ -169,7 +169,7 @@ def test_what_fails_to_accept_can_be_accepted(world: World) -> None:
     probe.do(host, Probe.accept, 5)
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     host = probe.start(world)
     forgotten = probe.serve(host)
@@ -179,7 +179,7 @@ def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
         probe.do(host, Probe.dial, [forgotten, "x", 1])
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 @pytest.mark.parametrize(
     ("network", "address", "error"),
     [
@@ -230,7 +230,7 @@ def test_everything_ends_with_the_plugin(world: World) -> None:
     assert eventually(lambda: not world.plugins(), 3)
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 def test_two_hosts_with_equal_ids(world: World) -> None:
     """As in Go, the plugin keeps the first address, and logs the other one."""
     host = probe.start(world)

@@ -10,7 +10,7 @@ from harness import PLUGINS, World, eventually, is_alive
 from kv import get, put
 
 WAYS = ["fork", "spawn", "forkserver"]
-MARKED = [pytest.param(way, marks=() if way == "spawn" else pytest.mark.unix_only("there is no fork")) for way in WAYS]
+MARKED = [pytest.param(way, marks=() if way == "spawn" else pytest.mark.unix_only("Windows: no fork")) for way in WAYS]
 
 
 @pytest.mark.parametrize("end", ["Kill()", "plugin killed", "host killed"])

@@ -160,7 +160,7 @@ def test_nohup_stays(world: World) -> None:
     put(host, "k", b"v")
 
 
-@pytest.mark.plain_only("it has a host of its own, with AutoMTLS")
+@pytest.mark.plain_only("the test plays the host, with AutoMTLS")
 def test_tls_goes_on_when_nobody_reads_stderr(world: World, tmp_path: Path) -> None:
     script = world.folder / "talks.py"
     script.write_text(
@@ -284,7 +284,7 @@ def test_children_do_not_keep_the_host_waiting(world: World) -> None:
         process.kill()
 
 
-@pytest.mark.grpcio_only("pygrpc-native needs it")
+@pytest.mark.grpcio_only("pygrpc-native needs the folder")
 def test_the_folder_may_be_removed(world: World) -> None:
     """A program that cleans /tmp removes it; the broker gets a new one."""
     world.auto_mtls = True

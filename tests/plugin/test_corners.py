@@ -48,7 +48,7 @@ def is_served(handshake_line: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-@pytest.mark.plain_only("it has a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 def test_a_host_that_sets_the_cookie_alone(world: World) -> None:
     """The plugin serves such a host, and does not complain about its imports."""
     process = world.run(sys.executable, world.kv_plugin, env={**world.env, "BASIC_PLUGIN": "hello"})
@@ -123,8 +123,8 @@ def test_goplugin_testing_leaves_its_process_alone(world: World, imports: str) -
     assert process.returncode == 0
 
 
-@pytest.mark.plain_only("no host is needed")
-@pytest.mark.threads_only("no plugin is started")
+@pytest.mark.plain_only("the test needs no host")
+@pytest.mark.threads_only("the test starts no plugin")
 def test_check_leaves_its_process_alone(world: World) -> None:
     process = world.run(sys.executable, "-m", "goplugin", "check", "--help", env={**world.env, **LEAKED})
     out, err = process.communicate(timeout=10)
@@ -133,7 +133,7 @@ def test_check_leaves_its_process_alone(world: World) -> None:
     assert not world.companions()
 
 
-@pytest.mark.plain_only("it has a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 @pytest.mark.parametrize("value", ["false", "False", "FALSE", "0", "f", "F", "", "no", "2", "tRUE"])
 def test_multiplexing_is_off_as_go_parses_it(world: World, value: str) -> None:
     """As strconv.ParseBool does; a value that it does not know counts as false."""
@@ -142,7 +142,7 @@ def test_multiplexing_is_off_as_go_parses_it(world: World, value: str) -> None:
     assert end(process)[0] == 0
 
 
-@pytest.mark.plain_only("it has a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 @pytest.mark.parametrize("value", ["true", "True", "TRUE", "1", "t", "T"])
 def test_multiplexing_is_on_as_go_parses_it(world: World, value: str) -> None:
     process = run(world, script=world.kv_plugin, PLUGIN_MULTIPLEX_GRPC=value)
@@ -197,9 +197,9 @@ def test_dial_raises_what_its_docstring_names(world: World) -> None:
 MIB = 1 << 20
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries manage memory differently")
 @pytest.mark.plain_only("the companion does not keep messages")
-@pytest.mark.grpcio_only("pygrpc-native has an allocator of its own")
+@pytest.mark.grpcio_only("pygrpc-native has its own allocator")
 def test_the_memory_of_many_large_messages_is_given_back(world: World) -> None:
     host = probe.start(world)
     plugin = world.plugin()
@@ -282,7 +282,7 @@ def silent_nameserver() -> Iterator[str]:
                 server.bind((f"127.77.0.{last}", 53))
                 break
         else:
-            pytest.skip("no port 53 for a nameserver")
+            pytest.skip("port 53 is not free for a nameserver, or this user may not listen on it")
         yield server.getsockname()[0]
 
 
@@ -294,7 +294,7 @@ def test_a_name_that_is_not_resolved_delays_nobody(world: World) -> None:
         resolv.write_text(f"nameserver {nameserver}\noptions timeout:4 attempts:1\n")
         mount = f"mount --bind {shlex.quote(str(resolv))} /etc/resolv.conf"
         if world.run("unshare", "--mount", "sh", "-c", mount).wait(10):
-            pytest.skip("no namespaces here")
+            pytest.skip("this user may not make namespaces")
         command = ["unshare", "--mount", "sh", "-c", f"{mount} && exec {plugin}"]
         host = probe.start(world, cmd=command, auto_mtls=True, multiplex=False)
         name_address(host, 9, "name.invalid:1234")
@@ -328,8 +328,8 @@ plugin.main()
 """
 
 
-@pytest.mark.plain_only("it has a host of its own, with AutoMTLS")
-@pytest.mark.threads_only("what fails is the companion's")
+@pytest.mark.plain_only("the test plays the host, with AutoMTLS")
+@pytest.mark.threads_only("the failure is in the companion")
 @pytest.mark.parametrize(
     ("function", "error"),
     [("accept", errno.EPROTO), ("accept", errno.EHOSTUNREACH), ("setsockopt", errno.EINVAL)],

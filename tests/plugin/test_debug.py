@@ -22,7 +22,7 @@ def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dic
     return process, json.loads(process.stdout.readline())
 
 
-@pytest.mark.grpcio_only("killed, it leaves pygrpc-native's folder behind")
+@pytest.mark.grpcio_only("a killed plugin leaves pygrpc-native's folder behind")
 @pytest.mark.windows
 def test_what_the_host_needs(world: World) -> None:
     process, printed = debug(world, "registry.terraform.io/me/kv")
@@ -48,7 +48,7 @@ def test_what_readme_shows(world: World) -> None:
     assert re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:40013", printed) == line + "\n"
 
 
-@pytest.mark.grpcio_only("killed, it leaves pygrpc-native's folder behind")
+@pytest.mark.grpcio_only("a killed plugin leaves pygrpc-native's folder behind")
 def test_with_a_hosts_variables_too(world: World) -> None:
     """A developer may choose the version or the kind of address, as a host does."""
     world.env |= {"PLUGIN_PROTOCOL_VERSIONS": "1", "PLUGIN_UNIX_SOCKET_DIR": str(world.folder)}
@@ -108,8 +108,8 @@ def test_it_logs_for_a_person(world: World) -> None:
     assert err.decode() == f"DEBUG:goplugin:{world.serves}\nDEBUG:goplugin:leaving: Ctrl-C\n"
 
 
-@pytest.mark.threads_only("a script of its own")
-@pytest.mark.grpcio_only("a script of its own")
+@pytest.mark.threads_only("the test has its own script")
+@pytest.mark.grpcio_only("the test has its own script")
 @pytest.mark.parametrize("level", ["", "WARNING"])
 def test_the_plugins_records_for_a_person(world: World, level: str) -> None:
     """Records from info on, as under a host. A level that the plugin's code sets stays."""

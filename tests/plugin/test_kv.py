@@ -27,7 +27,7 @@ def test_values_are_bytes(world: World, value: bytes) -> None:
     assert hashlib.sha256(get(host, "hello")).digest() == hashlib.sha256(value + SUFFIX).digest()
 
 
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("go-plugin's example has its own host")
 def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
     """README's command works, and the Python and Go plugins read each other's files."""
     python, go = shlex.join([sys.executable, str(world.kv_plugin)]), str(example("grpc/plugin-go-grpc"))
@@ -161,7 +161,7 @@ def test_full_disk(world: World) -> None:
     put(host, "other", b"v" * 40_000)  # the failed Put gave its space back
 
 
-@pytest.mark.grpcio_only("by then the plugin cannot read its modules")
+@pytest.mark.grpcio_only("pygrpc-native's plugin could not read its modules by then")
 @pytest.mark.plain_only("the plugin becomes another user, whom the companion's folder keeps out")
 def test_no_permission(world: World) -> None:
     (world.folder / "kv_secret").write_bytes(b"secret")

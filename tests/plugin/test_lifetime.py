@@ -16,7 +16,7 @@ from probe_plugin import Probe
 
 import kv_pb2
 
-SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("there is no sh"))]
+SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("Windows has no sh"))]
 
 
 @pytest.mark.parametrize("shell", SHELL)
@@ -76,7 +76,7 @@ def test_sigint_is_the_hosts(world: World) -> None:
     assert "Traceback" not in "".join(record["@message"] for record in host.log())
 
 
-@pytest.mark.plain_only("no host in it")
+@pytest.mark.plain_only("the test needs no host")
 def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> None:
     code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.standard_streams'])); import signal\n"
     code += "try: import goplugin\nexcept ImportError: print(signal.getsignal(signal.SIGINT)(2, None))"

@@ -41,7 +41,7 @@ def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
         probe.do(host, Probe.dial, [1, "x", 1])
 
 
-@pytest.mark.grpcio_only("health checks share the handlers' pool there")
+@pytest.mark.grpcio_only("health checks share the handlers' pool on pygrpc-native")
 def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> None:
     host = probe.start(world)
     probe.act(host, handlers.limit_threads, 40)
@@ -82,7 +82,7 @@ probe_plugin.main()
 
 
 @pytest.mark.threads_only("a script for threads")
-@pytest.mark.grpcio_only("pygrpc-native has one pool for all")
+@pytest.mark.grpcio_only("pygrpc-native has one pool for all methods")
 def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> None:
     script = world.folder / "wrapping.py"
     script.write_text(WRAPPING)

@@ -51,7 +51,7 @@ def test_no_companion_to_be_had(world: World, refused: str) -> None:
     assert not list(world.temporary.iterdir())
 
 
-@pytest.mark.grpcio_only("it breaks grpcio")
+@pytest.mark.grpcio_only("the script breaks grpcio")
 def test_grpc_cannot_listen(world: World) -> None:
     script = world.folder / "cannot.py"
     script.write_text(
@@ -66,7 +66,7 @@ def test_grpc_cannot_listen(world: World) -> None:
     assert world.gone()
 
 
-@pytest.mark.grpcio_only("pygrpc-native needs one")
+@pytest.mark.grpcio_only("pygrpc-native needs a temporary folder")
 def test_no_temporary_folder(world: World) -> None:
     """A plain plugin needs none. Under AutoMTLS or multiplexing the plugin says what to set."""
     script = world.folder / "without.py"
@@ -101,7 +101,7 @@ def test_the_broker_where_loopback_is_down(world: World) -> None:
 
 
 @pytest.mark.windows
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 def test_a_host_that_closes_stdout_only(world: World) -> None:
     """The plugin takes the host for gone when nobody reads stderr, or when its parent process has ended."""
     process = world.run(sys.executable, PLUGIN, env={**world.env, **HOSTS_VARIABLES})
@@ -127,7 +127,7 @@ def test_a_host_that_gave_up_before_goplugin_was_imported(world: World) -> None:
     assert host.logged("ended before `import goplugin`", **{"@level": "error"})
 
 
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("the host makes no difference")
 def test_safe_path(world: World) -> None:
     """With python -P, Python does not import from the script's folder; docs/guide.md explains it."""
     if sys.version_info < (3, 11):

@@ -219,7 +219,7 @@ def can_make_namespaces(*kinds: str) -> bool:
     return subprocess.run(["unshare", *kinds, "true"], check=False, capture_output=True).returncode == 0
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 @pytest.mark.parametrize(
     ("full", "asked"),
     [("size=4k", MTLS), ("nr_inodes=2", MTLS), ("nr_inodes=2", MULTIPLEX)],
@@ -395,7 +395,7 @@ def test_starts_do_not_add_up_in_a_container(world: World, container: list[str])
     assert out.count(b"[") == 1, out
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 @pytest.mark.parametrize("end", ["SIGTERM", "sys.exit"])
 def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], end: str) -> None:
     """However late the host reads them, and although the system kills what is left in the container."""
@@ -412,7 +412,7 @@ def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], 
     assert process.returncode == (0 if end == "SIGTERM" else 3)
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 def test_process_1_can_wait_for_its_children(world: World, container: list[str]) -> None:
     """Its os.wait() returns for its children, and not for the companion, which is still running."""
     host = probe.start(world, cmd=[*container, sys.executable, str(probe.PLUGIN)])
@@ -438,7 +438,7 @@ def test_each_connection_of_tls_1_2_shows_its_certificate(world: World) -> None:
             assert session is None or not session.has_ticket
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 @pytest.mark.parametrize("asked", [MTLS, MULTIPLEX], ids=["AutoMTLS", "multiplexed"])
 def test_a_temporary_folder_whose_name_is_not_utf_8(world: World, asked: dict[str, Any]) -> None:
     """The plugin takes the next folder."""

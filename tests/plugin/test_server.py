@@ -21,7 +21,7 @@ def grpcurl(programs: Path) -> Path:
     return programs / "grpcurl"
 
 
-@pytest.mark.grpcio_only("reflection does not see what pygrpc-native serves")
+@pytest.mark.grpcio_only("reflection does not see pygrpc-native's services")
 @pytest.mark.plain_only("grpcurl has no certificate; test_automtls.py calls reflection with TLS")
 def test_reflection_lists_and_calls_every_service(world: World, grpcurl: Path) -> None:
     host = world.host()

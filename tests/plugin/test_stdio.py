@@ -91,7 +91,7 @@ def test_logging_that_prints_does_not_lock_up(world: World) -> None:
     assert host.ask("kill")["seconds"] < 4
 
 
-@pytest.mark.grpcio_only("pygrpc-native may lose it")
+@pytest.mark.grpcio_only("pygrpc-native may lose the output")
 def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
     for size in (10, 1000, 300_000, 900_000) * 3:
         host = probe.start(world)
@@ -100,7 +100,7 @@ def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
         assert stdio(host)[0] == random_bytes(size, size)
 
 
-@pytest.mark.grpcio_only("pygrpc-native keeps more of it")
+@pytest.mark.grpcio_only("pygrpc-native keeps more of the output")
 def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World) -> None:
     host = probe.start(world, stall_stdout=True)
     begin = time.monotonic()
@@ -116,7 +116,7 @@ def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World) -> None:
     assert sum(int(record["@message"].split()[0]) for record in dropped) > 12 * MB
 
 
-@pytest.mark.grpcio_only("pygrpc-native keeps more of it")
+@pytest.mark.grpcio_only("pygrpc-native keeps more of the output")
 def test_nothing_waits_for_a_host_that_never_asks_for_the_output(world: World) -> None:
     """The thread that is about to serve the host's stream may itself print, in a __del__."""
     host = probe.start(world, no_stdio=True)

@@ -231,7 +231,7 @@ NOT_TRIED = {
 @pytest.mark.parametrize("text", SAID)
 def test_what_the_host_says(world: World, text: str) -> None:
     if "BdbQuit" in text and sys.version_info >= (3, 14):
-        pytest.skip("pdb exits without it")
+        pytest.skip("pdb exits without BdbQuit")
     said = SAID[text](world)
     while "plugin exited before we could connect" in said:  # by chance, as the document says
         said = SAID[text](world)

@@ -114,7 +114,7 @@ def without_python(programs: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # building takes a minute on a quiet machine
-@pytest.mark.plain_only("the workers know nothing of it")
+@pytest.mark.plain_only("workers do not depend on the host's settings")
 @pytest.mark.parametrize("way", ["spawn", "forkserver", "fork"])
 def test_one_file_of_pyinstallers_with_workers(world: World, without_python: Path, way: str) -> None:
     """The file starts itself for each worker. They are workers, not plugins: they log, and end with the plugin."""

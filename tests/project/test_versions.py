@@ -67,7 +67,7 @@ def setup(request: pytest.FixtureRequest, programs: Path) -> Setup:
     return Setup(folder / "venv/bin/python", "default" if (version, packages) in NOISY else "error")
 
 
-@pytest.mark.grpcio_only("their packages are without it")
+@pytest.mark.grpcio_only("the setups do not have pygrpc-native")
 @pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
 def test_the_plugin_works(world: World, setup: Setup, auto_mtls: bool) -> None:
     world.env["PYTHONWARNINGS"] = setup.warnings
@@ -80,7 +80,7 @@ def test_the_plugin_works(world: World, setup: Setup, auto_mtls: bool) -> None:
     assert not [record for record in host.log() if record["@level"] in ("warn", "error")]
 
 
-@pytest.mark.grpcio_only("their packages are without it")
+@pytest.mark.grpcio_only("the setups do not have pygrpc-native")
 @pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
 def test_what_the_host_calls_works(world: World, setup: Setup, auto_mtls: bool) -> None:
     host = probe.start(world, python=setup.python, auto_mtls=auto_mtls)

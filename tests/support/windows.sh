@@ -110,7 +110,7 @@ if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
 set -o pipefail
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all WINEDLLOVERRIDES=winedbg.exe=d
 export GOPLUGIN_TEST_PROGRAMS='Z:$PWD/.windows/programs' GOPLUGIN_TEST_TERRAFORM='Z:$PWD/.windows/terraform'
-wineboot >/dev/null 2>&1 # otherwise Wine's services would hold this script's pipes as long as anything runs in .windows/prefix
+wineboot >/dev/null 2>&1 # otherwise Wine's services hold our pipes while anything runs in .windows/prefix
 wine '$PWD/$python/python.exe' "\$@" 2>&1 | cat
 R
     chmod +x .windows/run

@@ -52,7 +52,7 @@ def test_a_provider_in_python(world: World, url: str) -> None:
     built = ROOT / ".hosts" / "tofu.exe"
     tofu = str(built) if built.exists() else shutil.which("terraform")
     if not tofu:
-        pytest.skip("neither tofu.exe nor Terraform is there: sh tests/support/hosts.sh tofu.exe")
+        pytest.skip("tofu.exe and Terraform are missing: sh tests/support/hosts.sh tofu.exe")
     mirror = world.folder.parent / "mirror"
     (mirror / "example.com" / "me" / "notes").mkdir(parents=True)
     shutil.copy(made(world.folder.parent / "provider"), mirror / "example.com" / "me" / "notes")
