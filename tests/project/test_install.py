@@ -56,7 +56,7 @@ def test_what_is_in_the_wheel_and_the_sdist(built: Path) -> None:
     assert [name for name in inside if name.startswith(("tests", "bench", "docs"))] == ["tests/test_plugin.py"]
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="git is missing")
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 def test_what_pip_wheel_leaves(built: Path, tmp_path: Path) -> None:
     """README's command: git does not see the wheel, and `make clean` removes it."""
     project = tmp_path / "project"

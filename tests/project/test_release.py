@@ -12,7 +12,7 @@ from harness import ROOT
 
 import goplugin
 
-pytestmark = pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="git or the repository is missing")
+pytestmark = pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="no git here")
 
 
 def git(folder: Path, *arguments: str) -> str:
