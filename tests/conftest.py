@@ -19,13 +19,13 @@ from examples import Example
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Path]:
-    """A folder for what is built; gone after the tests."""
+    """A folder for built programs, removed after the tests."""
     with tempfile.TemporaryDirectory(prefix="programs") as folder:
         yield Path(folder)
 
 
 def build(binary: Path, package: str) -> Path:
-    """A Go program of what tests/support/host/go.mod has, built unless it is there."""
+    """Build a Go program from the module of tests/support/host/go.mod, unless it is there."""
     if "GOPLUGIN_TEST_PROGRAMS" in os.environ:  # where there is no Go: under Wine
         return Path(os.environ["GOPLUGIN_TEST_PROGRAMS"], binary.name)
     if not binary.exists():
@@ -41,7 +41,7 @@ def host_binary(programs: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def example(programs: Path) -> Callable[[str], Path]:
-    """One of go-plugin's own example programs, built: example("grpc"), example("grpc/plugin-go-grpc")."""
+    """Builds one of go-plugin's own example programs: example("grpc"), example("grpc/plugin-go-grpc")."""
 
     def build_example(name: str) -> Path:
         return build(programs / f"{name.replace('/', '-')}{EXE}", f"github.com/hashicorp/go-plugin/examples/{name}")
@@ -65,7 +65,7 @@ def copies(programs: Path) -> Callable[[str], Example]:
 
 @pytest.fixture
 def vault(world: World, copies: Callable[[str], Example], host: str) -> Iterator[Vault]:
-    """Vault with a copy of the example, ready to start. host: its path, a parameter of the test."""
+    """Vault with a copy of the example, ready to start. host: Vault's path, a parameter of the test."""
     example = copies("vault")
     example.run(world, "make protos")
     with contextlib.closing(Vault(world, example, host)) as vault:
@@ -85,7 +85,7 @@ def built(programs: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def on_native(programs: Path) -> Path:
-    """plugin.py on pygrpc-native, changed and with its code generated anew as docs/guide.md says."""
+    """plugin.py on pygrpc-native: changed, and its code generated again, as docs/guide.md says."""
     pytest.importorskip("pygrpc_native", reason="pygrpc-native has no wheel for this machine")
     folder = programs / "native"
     folder.mkdir()
@@ -102,14 +102,14 @@ def on_native(programs: Path) -> Path:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """On Windows, leave out the modules without tests for it: some of them cannot even be imported there."""
+    """On Windows, leave out modules without Windows tests: some of them cannot even be imported there."""
     if sys.platform == "win32" and collection_path.name.startswith("test_"):
         return "pytest.mark.windows" not in collection_path.read_text(encoding="utf-8")
     return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On Windows, run only the tests that are marked for it; under Wine, which is slow, four cases of each at most."""
+    """On Windows, run only the tests marked for it; under Wine, which is slow, at most four cases of each."""
     if sys.platform == "win32":
         most = 4 if "GOPLUGIN_TEST_PROGRAMS" in os.environ else len(items)
         chosen: dict[str, list[pytest.Item]] = {}
@@ -128,7 +128,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, host_binary: Path) -> Iterator[World]:
-    # Not pytest's tmp_path: the name of a socket has 107 bytes at most.
+    # Not pytest's tmp_path: the path of a socket has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="plugin") as folder:
         world = World(
             Path(folder),

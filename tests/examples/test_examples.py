@@ -1,6 +1,6 @@
-"""Each example, by the commands of its README: copied into an empty folder, changed, tested, and run by its host.
+"""Each example by the commands of its README: copy it into an empty folder, change it, test it, run it under its host.
 
-test_grafana.py, test_terraform.py, test_tflint.py and test_vault.py have what else these hosts ask of a plugin.
+test_grafana.py, test_terraform.py, test_tflint.py and test_vault.py test what else these hosts ask of a plugin.
 """
 
 import os
@@ -26,12 +26,12 @@ EACH_README = [
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", EACH_README)
 def test_the_readme(world: World, name: str, copies: Callable[[str], Example]) -> None:
-    """Its first commands make and test a copy. The next ones run that with its host, and print what they show."""
+    """README's first commands make and test a copy. The next ones run it under its host, with the output in README."""
     example = copies(name)
     own, with_host, *_ = example.console_blocks()
     said = example.run(world, "\n".join(example.typed(own).splitlines()[2:]))
     assert re.search(r"= \d+ passed in", said)
-    if "go run" in with_host:  # which gets go-plugin's own hosts
+    if "go run" in with_host:  # it downloads go-plugin's own hosts
         assert example.run(world, example.typed(with_host)).split() == example.shown(with_host).split()
 
 
@@ -45,7 +45,7 @@ def test_the_types(world: World, name: str, copies: Callable[[str], Example]) ->
 
 
 def test_text_files_have_an_encoding() -> None:
-    """Otherwise it is the machine's."""
+    """open() without an encoding would use the machine's."""
     rule = ["--preview", "--select", "PLW1514"]
     subprocess.run([sys.executable, "-m", "ruff", "check", *rule, "examples", "starter"], cwd=ROOT, check=True)
 

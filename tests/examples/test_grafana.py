@@ -1,4 +1,4 @@
-"""The data source of examples/grafana, under a host with Grafana's own client, beside the same data source in Go."""
+"""examples/grafana under a host with Grafana's own client, compared with the same data source in Go."""
 
 import itertools
 import json
@@ -32,12 +32,12 @@ pytestmark = [
 
 
 class Service(Serving):
-    """The API that the data source asks: the example's own, which notes what it was asked."""
+    """The API that the data source queries: the example's own, with a list of the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.most = 10_000  # answers; after that it is overloaded
-        self.gate = threading.Event()  # closed, the API does not answer
+        self.most = 10_000  # answers; after that, it says that it is overloaded
+        self.gate = threading.Event()  # while it is closed, the API does not answer
         self.gate.set()
         module = load("grafana/example/sensors.py")
         service = self
@@ -50,7 +50,7 @@ class Service(Serving):
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, *_: Any) -> None:
-                """A plugin that leaves does not wait for the answer."""
+                """Ignore it: a plugin that leaves does not wait for the answer."""
 
         server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
@@ -61,7 +61,7 @@ class Service(Serving):
         super().close()
 
     def context(self, role: str = "Viewer", token: str = TOKEN, **settings: Any) -> dict[str, Any]:
-        """What comes with each call, as Grafana's SDK has it."""
+        """The PluginContext of each call, in the form of Grafana's SDK."""
         source = {"UID": "u1", "Name": "Home", "URL": self.url, "JSONData": {"timeout": 20}}
         return {
             "OrgID": 1,
@@ -92,7 +92,7 @@ class Grafana(Host):
         return number
 
     def all_of(self, method: str, **request: Any) -> list[Any]:
-        """The whole answer of a call that streams it."""
+        """All messages of a streaming call."""
         stream, received = self.open(method, **request), []
         while "end" not in (answer := self.ask("recv", stream=stream)):
             received.append(answer["answer"])
@@ -101,7 +101,7 @@ class Grafana(Host):
 
 @pytest.fixture
 def grafana(world: World, copies: Callable[[str], Example], host: str) -> Iterator[Callable[..., Grafana]]:
-    """Starts a host; by default for the example, as `make launcher` prepares it."""
+    """Starts a host, by default for the example with the launcher of `make launcher`."""
     example = copies("grafana")
     example.run(world, "make --silent protos launcher")
     started = []
@@ -123,7 +123,7 @@ def plugin_folder(example: Example) -> Path:
 
 @pytest.fixture
 def twin(tmp_path: Path) -> Path:
-    """The folder of the same plugin in Go."""
+    """The folder of the same data source in Go."""
     folder = tmp_path / "twin"
     folder.mkdir()
     shutil.copy(ROOT / "examples" / "grafana" / "plugin.json", folder)
@@ -143,7 +143,7 @@ def query(ref_id: str, *, seconds: int = 20, step: float = 1, **asked: Any) -> d
 
 
 def checked(frame: dict[str, Any]) -> dict[str, Any]:
-    """A live frame, without its time and value, which differ each time."""
+    """A live frame without its time and value, which differ each time."""
     (at,), (value,) = frame["data"].pop("values")
     assert abs(at / 1000 - time.time()) < 60
     assert value is None or value >= 7
@@ -151,7 +151,7 @@ def checked(frame: dict[str, Any]) -> dict[str, Any]:
 
 
 def everything(grafana: Grafana, service: Service) -> dict[str, Any]:
-    """What Grafana gets from a data source, by all calls that it makes."""
+    """The answers of a data source to all calls that Grafana makes."""
     context = service.context()
     got: dict[str, Any] = {}
 
@@ -238,7 +238,7 @@ def test_what_the_readme_shows(
 
 
 def test_the_log(grafana: Callable[..., Grafana], service: Service, host: str) -> None:
-    """With pairs and levels, and never with the token."""
+    """The log has pairs and levels, and never the token."""
     one = grafana()
     context = service.context(token="do not log me")  # noqa: S106
     one.call("CheckHealth", PluginContext=context)
@@ -249,7 +249,7 @@ def test_the_log(grafana: Callable[..., Grafana], service: Service, host: str) -
 
 
 def test_with_hardly_any_variables(grafana: Callable[..., Grafana], service: Service, host: str) -> None:
-    """Grafana's feature pluginsSkipHostEnvVars: not even PATH is there."""
+    """With Grafana's feature pluginsSkipHostEnvVars, the plugin does not even get PATH."""
     one = grafana(skip_host_env=True)
     assert one.call("CheckHealth", PluginContext=service.context())["status"] == "OK"
 
@@ -270,7 +270,7 @@ def test_a_crash(world: World, grafana: Callable[..., Grafana], service: Service
 
 
 def test_an_export_that_breaks_off(grafana: Callable[..., Grafana], service: Service, twin: Path, host: str) -> None:
-    """It is too late for an HTTP status: Grafana gets an error, and the log has the reason."""
+    """It is too late for an HTTP status, so Grafana gets an error with the reason."""
     for folder in (None, twin):
         one = grafana(folder)
         service.most = len(service.asked) + 2
@@ -288,7 +288,7 @@ def test_an_export_that_breaks_off(grafana: Callable[..., Grafana], service: Ser
 def test_streams_end_with_their_callers(
     world: World, grafana: Callable[..., Grafana], service: Service, host: str
 ) -> None:
-    """Nobody asks the API any more; and neither such a stream nor a call in flight keeps Kill() waiting."""
+    """The plugin stops querying the API. Neither a stream nor a call in flight keeps Kill() waiting."""
     one = grafana()
     live = {"PluginContext": service.context(), "Path": "live/kitchen"}
     url = "export?sensor=kitchen&start=0&end=250000000&step=1000"  # 250 messages
@@ -313,7 +313,7 @@ def test_streams_end_with_their_callers(
 
 
 def pauses(service: Service, seconds: float) -> bool:
-    """Whether the API is asked nothing for so long."""
+    """Whether the API gets no request for that time."""
     before = len(service.asked)
     time.sleep(seconds)
     return len(service.asked) == before
@@ -322,7 +322,7 @@ def pauses(service: Service, seconds: float) -> bool:
 def test_it_leaves_when_grafana_is_killed(
     world: World, grafana: Callable[..., Grafana], service: Service, host: str
 ) -> None:
-    """With a live channel, and a call in flight."""
+    """Even with a live channel and a call in flight."""
     one = grafana()
     one.ask("recv", stream=one.open("RunStream", PluginContext=service.context(), Path="live/kitchen"))
     service.gate.clear()
@@ -340,7 +340,7 @@ def test_standalone(
     twin: Path,
     host: str,
 ) -> None:
-    """Grafana turns to the plugin that a person has started, and back; one in Go finds it by the same files."""
+    """Grafana switches to a plugin that a person has started, and back. A Go plugin finds it by the same files."""
     folder = plugin_folder(copies("grafana"))
     one = grafana()
     before = world.plugin().pid
@@ -354,12 +354,12 @@ def test_standalone(
     for name in ("standalone.txt", "pid.txt"):
         shutil.copy(folder / name, twin)
     (twin / "gpx_sensors_linux_amd64").unlink()
-    shutil.copy(TWIN, twin / "gpx_sensors_linux_amd64")  # which looks beside itself
+    shutil.copy(TWIN, twin / "gpx_sensors_linux_amd64")  # it looks for the files beside itself
     in_go = grafana(twin)
     assert in_go.ask("state")["address"] == one.ask("state")["address"]
     assert in_go.call("CheckHealth", PluginContext=service.context())["status"] == "OK"
     in_go.ask("stop")
-    one.ask("stop")  # Grafana's end is not that of the plugin
+    one.ask("stop")  # the plugin survives the end of Grafana
     one = grafana()
     assert one.call("CheckHealth", PluginContext=service.context())["status"] == "OK"
     by_hand.send_signal(signal.SIGINT)
@@ -373,7 +373,7 @@ def test_standalone(
 def test_the_launcher_leaves_when_grafana_is_killed(
     world: World, copies: Callable[[str], Example], grafana: Callable[..., Grafana], service: Service, host: str
 ) -> None:
-    """While it stands for a plugin that a person has started: that one stays. Killed, it leaves only its files."""
+    """The launcher leaves, but the plugin that a person has started stays. Killed, that leaves only its files."""
     folder = plugin_folder(copies("grafana"))
     with_address = {"GF_PLUGIN_GRPC_ADDRESS_ME_SENSORS_DATASOURCE": "127.0.0.1:0"}
     command = [".venv/bin/python", "standalone.py"]
@@ -401,7 +401,7 @@ def test_installed(
     *,
     editable: bool,
 ) -> None:
-    """The program that pip or uv makes is one for Grafana, as it is: with -e, and from a wheel in another venv."""
+    """Grafana can use the program that pip or uv installs, with -e and from a wheel in another venv."""
     example, folder = copies("grafana"), world.folder / "me-sensors-datasource"
     python = example.folder / ".venv" / "bin" / "python"
     if not editable:
@@ -418,7 +418,7 @@ def test_installed(
 def test_what_is_distributed(
     world: World, copies: Callable[[str], Example], grafana: Callable[..., Grafana], service: Service, host: str
 ) -> None:
-    """It needs no Python, and lies where Grafana looks."""
+    """The archive's plugin needs no Python, and its files are where Grafana looks for them."""
     example = copies("grafana")
     said = example.run(world, "make dist VERSION=1.2.3")
     assert "dist/me-sensors-datasource-1.2.3.zip, for: gpx_sensors_linux_amd64" in said

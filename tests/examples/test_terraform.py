@@ -65,12 +65,12 @@ pytestmark = [
 
 
 class API(Serving):
-    """The API of the example, example/server.py, which does to a request what the test wants before it answers."""
+    """The example's API, example/server.py; a test can refuse requests, or act before one is answered."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []  # "GET /notes/hello-world"
         self.refusals: list[int] = []  # HTTP statuses, for the next requests
-        self.before: Callable[[str], object] = str  # called with each of `asked`, in its thread; it may wait
+        self.before: Callable[[str], object] = str  # called with each request, in its thread; it may wait
         module = load("terraform/example/server.py")
         api = self
 
@@ -83,7 +83,7 @@ class API(Serving):
 
         class Server(module.Server):  # type: ignore[misc, name-defined]
             def handle_error(self, *_: Any) -> None:
-                """A provider that is killed does not wait for the answer."""
+                """Ignore it: a killed provider does not wait for the answer."""
 
         server = Server(0)
         server.RequestHandlerClass = Handler
@@ -93,7 +93,7 @@ class API(Serving):
         super().__init__(server)
 
     def at(self, method: str, act: Callable[[], object]) -> None:
-        """Do that before requests of the method are answered."""
+        """Call `act` before the API answers requests of the method."""
         self.before = lambda asked: asked.startswith(method) and act()
 
 
@@ -106,7 +106,7 @@ def api() -> Iterator[API]:
 
 @pytest.fixture
 def gate(api: API) -> Iterator[threading.Event]:
-    """As long as it is closed, the API answers no POST."""
+    """While it is closed, the API answers no POST."""
     gate = threading.Event()
     api.at("POST", lambda: gate.wait(60))
     yield gate
@@ -115,7 +115,7 @@ def gate(api: API) -> Iterator[threading.Event]:
 
 @pytest.fixture
 def provider(world: World, copies: Callable[[str], Example], api: API) -> Example:
-    """The example, found by its launcher, with a folder of Terraform files in the world's."""
+    """The example, which Terraform finds by its launcher; its Terraform files are in the world's folder."""
     example = copies("terraform")
     export = example.run(world, "make --silent launcher").split()[1]
     name, _, value = export.partition("=")
@@ -126,7 +126,7 @@ def provider(world: World, copies: Callable[[str], Example], api: API) -> Exampl
 
 
 def flat(said: str) -> str:
-    """What Terraform says, on one line, without the frames around its errors."""
+    """Terraform's output on one line, without the frames around its errors."""
     return re.sub(r"\s*[│╷╵]?\s+", " ", said)
 
 
@@ -138,7 +138,7 @@ def edit(world: World, before: str, after: str) -> None:
 
 
 def test_what_the_readme_shows(world: World, provider: Example, host: str, api: API) -> None:
-    """But for the port, which is the test's own API's; and test_plugin.py there has started example/server.py."""
+    """Except that the test starts example/server.py itself, on another port."""
     _, with_host, *_ = provider.console_blocks()
     (world.folder / "bin").mkdir()
     (world.folder / "bin" / "terraform").symlink_to(host)
@@ -163,7 +163,7 @@ def test_what_the_readme_shows(world: World, provider: Example, host: str, api: 
 
 
 def test_the_life_of_a_resource(world: World, provider: Example, host: str, api: API) -> None:
-    """After each command, no process is left."""
+    """No process is left after any command."""
 
     def run(arguments: str, code: int = 0) -> str:
         return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
@@ -177,7 +177,7 @@ def test_the_life_of_a_resource(world: World, provider: Example, host: str, api:
     assert api.notes == {"/notes/hello-world": "changed by Terraform"}
     assert run("output -raw note") == "hello-world has 20 characters"
     edit(world, '"Hello, World"', '"Another"')
-    assert "1 added, 0 changed, 1 destroyed" in run("apply -auto-approve")  # the name requires replacement
+    assert "1 added, 0 changed, 1 destroyed" in run("apply -auto-approve")  # a new name requires a replacement
     assert [*api.notes] == ["/notes/another"]
     run("state rm notes_note.hello")
     assert "There is no such note" in run("import notes_note.hello nothing", 1)
@@ -187,7 +187,7 @@ def test_the_life_of_a_resource(world: World, provider: Example, host: str, api:
 
 
 def test_drift(world: World, provider: Example, host: str, api: API) -> None:
-    """What others change or remove is seen, and made as it was; what they remove during an apply, too."""
+    """The provider sees and repairs what others change or remove, even during an apply."""
 
     def run(arguments: str, code: int = 0) -> str:
         return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
@@ -210,13 +210,13 @@ def test_drift(world: World, provider: Example, host: str, api: API) -> None:
 
 
 def test_an_api_that_is_busy_or_fails(world: World, provider: Example, host: str, api: API) -> None:
-    """A change that fails is not in the state."""
+    """A failed change does not get into the state."""
     world.env |= {"TF_LOG_PROVIDER": "INFO", "TF_LOG_PATH": str(world.folder / "log")}
 
     def run(arguments: str, code: int = 0) -> str:
         return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
 
-    api.refusals = [429, 503]  # the first time it says when: Retry-After
+    api.refusals = [429, 503]  # the first refusal has a Retry-After
     run("apply -auto-approve")
     assert api.asked[:3] == ["POST /notes"] * 3
     log = (world.folder / "log").read_text()
@@ -233,7 +233,7 @@ def test_an_api_that_is_busy_or_fails(world: World, provider: Example, host: str
 
 
 def test_the_token_is_not_shown(world: World, provider: Example, host: str, api: API) -> None:
-    """Neither by Terraform, nor in the state, the plan's file, or the log."""
+    """Terraform's output, the state and the log do not contain it."""
     del world.env["NOTES_TOKEN"]
     world.env |= {"TF_LOG": "TRACE", "TF_LOG_PATH": str(world.folder / "log"), "TF_VAR_token": "wrong-0815"}
     said = provider.run(world, f"'{host}' apply -auto-approve 2>&1", 1, cwd=world.folder)
@@ -252,7 +252,7 @@ def test_the_token_is_not_shown(world: World, provider: Example, host: str, api:
 
 
 def test_creates_run_in_parallel(world: World, provider: Example, host: str, api: API) -> None:
-    """As many as -parallelism says: none is answered before all have come."""
+    """As many as -parallelism says: the API answers none before all have arrived."""
     (world.folder / "twelve.tf").write_text(TWELVE_NOTES)
     edit(world, '"notes_note" "hello" {', '"notes_note" "hello" {\n  depends_on = [notes_note.twelve]')
     barrier = threading.Barrier(12)
@@ -265,7 +265,7 @@ def test_creates_run_in_parallel(world: World, provider: Example, host: str, api
 def test_a_create_that_takes_too_long(
     world: World, provider: Example, host: str, api: API, gate: threading.Event
 ) -> None:
-    """Terraform does not know whether the note was made. If it was, people import it."""
+    """Terraform does not know whether the API made the note. If it did, the user can import the note."""
 
     def run(arguments: str, code: int = 0) -> str:
         return provider.run(world, f"'{host}' {arguments} 2>&1", code, cwd=world.folder)
@@ -282,7 +282,7 @@ def test_a_create_that_takes_too_long(
 
 
 def test_ctrl_c_during_a_create(world: World, provider: Example, host: str, api: API, gate: threading.Event) -> None:
-    """A request on its way is waited for, and its note is in the state; one that waits for a busy API is given up."""
+    """The provider waits for a request in flight, whose note gets into the state; it gives up on a busy API."""
     apply = world.run(host, "apply", "-auto-approve")
     assert eventually(lambda: api.asked)
     apply.send_signal(signal.SIGINT)
@@ -312,7 +312,7 @@ def test_ctrl_c_during_a_create(world: World, provider: Example, host: str, api:
 
 
 def test_a_configuration_as_people_write_it(world: World, provider: Example, host: str, api: API) -> None:
-    """Where the locale's encoding is not UTF-8, either, as on Windows."""
+    """Even where the locale's encoding is not UTF-8, as on Windows."""
     main = world.folder / "main.tf"
     shutil.copy(CONFIGURATIONS / "notes.tf", main)
     shutil.copy(CONFIGURATIONS / "notes.tftest.hcl", world.folder)
@@ -325,7 +325,7 @@ def test_a_configuration_as_people_write_it(world: World, provider: Example, hos
     assert "6 added" in run("apply -auto-approve")
     assert api.notes["/notes/line-ends"] == "a\r\nb\n\rc\r"
     assert api.notes["/notes/unicode"] == "ä \u2028 \U0001f40d"
-    run("plan -detailed-exitcode")  # it ends with 2 if there are changes
+    run("plan -detailed-exitcode")  # its exit code would be 2 if there were changes
     assert "2 passed, 0 failed" in run("test")
 
     api.notes["/notes/line-ends"] = "a\nb\n\nc\n"
@@ -345,7 +345,7 @@ def test_a_configuration_as_people_write_it(world: World, provider: Example, hos
     assert api.notes["/notes/old"] == "new"
 
     expression = "notes_note.counted[1].text"
-    if Path(host).name != "tofu":  # whose console ends the provider before it calls functions
+    if Path(host).name != "tofu":  # tofu's console ends the provider before it calls functions
         expression = f"provider::notes::slug({expression})"
     said = provider.run(world, f"echo '{expression}' | '{host}' console", cwd=world.folder)
     assert re.search('^"1.later"$', said, re.MULTILINE)
@@ -361,7 +361,7 @@ def test_a_configuration_as_people_write_it(world: World, provider: Example, hos
 
 
 def test_a_provider_block_with_a_value_of_a_resource(world: World, provider: Example, host: str, api: API) -> None:
-    """A plan does without the URL where it can; what needs it says so."""
+    """A plan works without the URL where it can; what needs the URL says so."""
     block = URL_OF_A_RESOURCE.replace("URL", api.url.removesuffix("/notes"))
     edit(world, f'provider "notes" {{\n  url = "{api.url}"', block)
 
@@ -372,14 +372,14 @@ def test_a_provider_block_with_a_value_of_a_resource(world: World, provider: Exa
     assert [*api.notes] == ["/first/hello-world"]
     said = run("plan -var folder=second", 1)
     assert "Warning: The note was not read" in said
-    assert "The provider block is not known yet: apply what it refers to first" in flat(said)  # the data source's
+    assert "The provider block is not known yet: apply what it refers to first" in flat(said)  # from the data source
     run("apply -auto-approve -target=terraform_data.folder -var folder=second")
     assert "1 added" in run("apply -auto-approve -var folder=second")
     assert "/second/hello-world" in api.notes
 
 
 def test_values_of_all_kinds(world: World, provider: Example, host: str) -> None:
-    """Known in part, or null; with what README advises where tf lacks something."""
+    """Values that are partly known, or null. Where tf lacks something, the provider does what README advises."""
     folder = world.folder / "kinds"
     folder.mkdir()
     for name in ("notes_plugin.py", "notes_servicer.py"):
@@ -402,7 +402,7 @@ def test_values_of_all_kinds(world: World, provider: Example, host: str) -> None
     assert re.search(r'python_types = \[\s*"str",\s*"float",\s*"int",\s*\]', said)
     assert 'json = "value"' in " ".join(said.split())
     run("plan -detailed-exitcode")
-    assert "1 added, 2 changed, 1 destroyed" in run("apply -auto-approve -var run=2")  # all was known, and is no more
+    assert "1 added, 2 changed, 1 destroyed" in run("apply -auto-approve -var run=2")  # no value is unknown any more
     run("plan -detailed-exitcode -var run=2")
 
     (world.folder / "main.tf").write_text((CONFIGURATIONS / "kinds.tf").read_text() + KINDS_THAT_WAIT)
@@ -413,7 +413,7 @@ def test_values_of_all_kinds(world: World, provider: Example, host: str) -> None
 
 
 def test_what_tf_lacks(world: World, provider: Example, host: str) -> None:
-    """If this fails, tf has learnt something, and README and servicer.py can be shorter."""
+    """If this fails, tf has a new feature, and README and servicer.py can be shorter."""
     provider.run(world, f".venv/bin/python -c '{WHAT_TF_LACKS}'")
 
 
@@ -466,11 +466,11 @@ def test_attaching_to_a_debugged_provider(world: World, provider: Example, host:
     assert plugin.wait(5) == 0
     plan = world.run(host, "plan", "-no-color")
     error = " ".join(plan.communicate()[1].decode().lower().split())
-    assert "reattachment process not found" in re.sub(r"[│╷╵] ?", "", error)  # the line is stale
+    assert "reattachment process not found" in re.sub(r"[│╷╵] ?", "", error)  # the attach line is stale
 
 
 def test_terraform_is_killed(world: World, provider: Example, host: str, api: API, gate: threading.Event) -> None:
-    """The provider leaves, with a create in flight. Its note is there, and people import it."""
+    """The provider leaves with a create in flight. The API makes the note, and the user can import it."""
     apply = world.run(host, "apply", "-auto-approve")
     assert eventually(lambda: api.asked)
     apply.kill()
@@ -483,11 +483,11 @@ def test_terraform_is_killed(world: World, provider: Example, host: str, api: AP
 
 
 def test_the_provider_is_killed(world: World, provider: Example, host: str, api: API, gate: threading.Event) -> None:
-    """Terraform says so. Neither a process nor a file is left, and the next apply goes on."""
+    """Terraform reports it. Neither a process nor a file is left, and the next apply works."""
     (world.folder / "twelve.tf").write_text(TWELVE_NOTES)
     apply = world.run(host, "apply", "-auto-approve")
     assert eventually(lambda: len(api.asked) == 10)
-    for plugin in world.plugins():  # one of them for the function
+    for plugin in world.plugins():  # one of them runs for the function
         plugin.kill()
     err = apply.communicate()[1].decode()
     assert apply.returncode == 1
@@ -500,7 +500,7 @@ def test_the_provider_is_killed(world: World, provider: Example, host: str, api:
 
 
 def test_dist(world: World, provider: Example, host: str, api: API) -> None:
-    """What `make dist` builds, from a mirror, beside another provider, without Python."""
+    """The archive of `make dist` works from a mirror, beside another provider, and without Python."""
     if not (provider.folder / "dist" / "terraform-provider-notes_0.1.0_SHA256SUMS").exists():
         provider.run(world, provider.typed(provider.console_blocks()[2]))
     provider.run(world, "sha256sum --check *SHA256SUMS", cwd=provider.folder / "dist")
@@ -537,7 +537,7 @@ def test_dist(world: World, provider: Example, host: str, api: API) -> None:
     provider.run(world, f"'{host}' apply -auto-approve", cwd=world.folder)
     assert api.notes["/notes/other"] == "x"
     provider.run(world, f"'{host}' destroy -auto-approve", cwd=world.folder)
-    # Without Python: none in PATH, and the venv that the provider was built in is gone.
+    # Without Python: PATH has none, and the venv that built the provider is gone.
     (world.folder / "main.tf").write_text(alone.replace('"from Terraform"', '"without Python"'))
     venv = provider.folder / ".venv"
     venv.rename(provider.folder / "away")

@@ -27,7 +27,7 @@ def check(runner, *, fix):
 
 @pytest.fixture
 def ruleset(world: World, copies: Callable[[str], Example], host: str) -> Iterator[Example]:
-    """The example, as its README prepares it, with its files in the world's folder."""
+    """The example, prepared as its README says, with its files in the world's folder."""
     example = copies("tflint")
     example.run(world, "make protos")
     shutil.copytree(example.folder / "example", world.folder / "ruleset" / "example")
@@ -36,12 +36,12 @@ def ruleset(world: World, copies: Callable[[str], Example], host: str) -> Iterat
     world.env["PATH"] = f"{Path(host).parent}:{world.env['PATH']}"
     yield example
     for path in world.temporary.iterdir():
-        if path.is_socket():  # of tflint's broker: it may exit before it has removed them
+        if path.is_socket():  # a socket of tflint's broker: tflint may exit before it has removed it
             path.unlink()
 
 
 def test_what_the_readme_shows(world: World, ruleset: Example, host: str) -> None:
-    """It reports by asking tflint, and fixes."""
+    """The ruleset asks tflint, reports issues, and fixes them."""
     _, with_host, *_ = ruleset.console_blocks()
     said = ruleset.run(world, ruleset.typed(with_host), cwd=world.folder / "ruleset")
     assert said.split() == ruleset.shown(with_host).split()
@@ -59,7 +59,7 @@ def test_the_log_and_what_users_disable(world: World, ruleset: Example, host: st
 
 
 def test_the_ruleset_leaves_when_tflint_is_killed(world: World, ruleset: Example, host: str) -> None:
-    """With a Check in flight, which waits for a pipe that nobody writes to."""
+    """A Check is in flight, and waits for a pipe that nobody writes to."""
     prepare = "\n".join(ruleset.typed(ruleset.console_blocks()[1]).splitlines()[:4])
     ruleset.run(world, prepare, cwd=world.folder / "ruleset")
     folder = world.folder / "ruleset"

@@ -1,6 +1,6 @@
-"""The secrets engine and the auth method of examples/vault, under Vault: `make hosts HOSTS=vault` builds it.
+"""The secrets engine and the auth method of examples/vault under Vault, which `make hosts HOSTS=vault` builds.
 
-test_vault_ends.py has what happens when Vault or the plugin ends.
+test_vault_ends.py tests what happens when Vault or the plugin ends.
 """
 
 import re
@@ -44,7 +44,7 @@ def test_roles_and_leases(vault: Vault) -> None:
     assert vault.accounts() == []
     with pytest.raises(VaultError, match="lease not found"):
         vault.ask("PUT", "sys/leases/renew", lease_id=lease)
-    # One that nobody revokes.
+    # A lease that nobody revokes.
     vault("vault write web/role/short ttl=3s max_ttl=3s")
     vault.issue(role="short")
     assert len(vault.accounts()) == 1
@@ -77,7 +77,7 @@ def test_a_revocation_that_fails_is_tried_again(vault: Vault) -> None:
 
 
 def test_who_may_what(vault: Vault) -> None:
-    """config needs sudo. A write is a "create" or an "update"."""
+    """config needs sudo. A write is either a "create" or an "update"."""
     vault.start_production()
     vault.register("web")
     root = vault.token
@@ -112,7 +112,7 @@ def test_login(vault: Vault) -> None:
     with pytest.raises(VaultError, match="permission denied"):
         vault.ask("GET", "web/role/reader")
     assert vault.ask("PUT", "auth/token/renew-self", increment="2h")["auth"]["lease_duration"] <= 3600
-    # Vault's identity knows the person: another login is the same one.
+    # Vault's identity knows the person: another login gives the same entity.
     again = vault.ask("PUT", "auth/people/login/ann", password="sesame")["auth"]  # noqa: S106
     assert again["entity_id"] == auth["entity_id"] != ""
     vault.token = root
@@ -120,7 +120,7 @@ def test_login(vault: Vault) -> None:
     vault.token = auth["client_token"]
     with pytest.raises(VaultError, match="log in again: the user has changed"):
         vault.ask("PUT", "auth/token/renew-self")
-    # What the token had made ends with it.
+    # The token's accounts end with it.
     assert vault.accounts() == [name]
     vault.ask("PUT", "auth/token/revoke-self")
     assert eventually(lambda: vault.accounts() == [])
@@ -131,7 +131,7 @@ def test_mounts_share_a_process_and_nothing_else(world: World, vault: Vault) -> 
     vault.start_production()
     vault.register("web", "two")
     vault("vault auth enable people && vault auth enable -path=others people")
-    assert sorted(len(process.cmdline()) for process in world.plugins()) == [2, 3]  # the engine, and that with `auth`
+    assert sorted(len(process.cmdline()) for process in world.plugins()) == [2, 3]  # engine; auth method
     one, _ = vault.issue("web")
     two, _ = vault.issue("two")
     assert (vault.accounts("web"), vault.accounts("two")) == ([one], [two])
@@ -159,7 +159,7 @@ def docker(world: World, vault: Vault) -> Iterator[Docker]:
 
 
 def test_in_a_container(world: World, vault: Vault, docker: Docker) -> None:
-    """As Vault has it: by RunnerFunc, with multiplexing, AutoMTLS and the one Unix socket that both can reach."""
+    """Vault uses a RunnerFunc, multiplexing, AutoMTLS and one Unix socket that both sides can reach."""
     vault.start_production()
     for kind, name in (("secret", "accounts"), ("auth", "people")):
         options = f"-oci_image=me/{name} -sha256={docker.image} -version=v0.1.0 -env=MARKER={world.marker}"
@@ -184,12 +184,12 @@ def test_in_a_container(world: World, vault: Vault, docker: Docker) -> None:
     assert vault.process
     vault.process.kill()
     assert world.gone()
-    for folder in world.temporary.glob("plugin-dir*"):  # the killed Vault's own
+    for folder in world.temporary.glob("plugin-dir*"):  # the killed Vault has left it
         folder.rmdir()
 
 
 def issued(vault: Vault, mount: str) -> bool:
-    """Whether an account is made; until Vault knows that the container has ended, it fails."""
+    """Whether Vault issues an account; it cannot until it has noticed the end of the container."""
     try:
         return bool(vault.issue(mount))
     except VaultError:

@@ -1,4 +1,4 @@
-"""examples/vault when its plugin is reloaded or killed, when Vault is sealed or killed: leases live on, no more."""
+"""A reload or kill of the plugin of examples/vault, a seal or kill of Vault: leases survive, nothing else stays."""
 
 import os
 import stat
@@ -21,13 +21,13 @@ pytestmark = [
 
 
 def pid(world: World) -> int:
-    """The one process of the engine."""
+    """The pid of the engine's one process."""
     (plugin,) = world.plugins()
     return plugin.pid
 
 
 def wait_in(vault: Vault, before: str) -> None:
-    """Have the engine wait before this line, until somebody writes to the pipe."""
+    """Have the engine wait before this line until the test writes to the pipe."""
     path = vault.world.folder / "accounts_engine.py"
     source = path.read_text()
     (indented,) = [line for line in source.splitlines() if line.strip() == before]
@@ -37,28 +37,28 @@ def wait_in(vault: Vault, before: str) -> None:
 
 
 def reached(vault: Vault) -> int:
-    """The descriptor to write to, once the engine waits."""
+    """Wait until the engine has reached the pipe; return the descriptor to write to."""
     writer: int = eventually(lambda: writer_of(vault.world.folder / "waits"))
     assert writer
     return writer
 
 
 def wait_no_more(vault: Vault) -> None:
-    """There is something to read, at once."""
+    """Replace the pipe by an empty file, which the engine reads at once."""
     (vault.world.folder / "waits").unlink()
     (vault.world.folder / "waits").touch()
 
 
 def kill_plugin(world: World) -> None:
-    """Kill it, alone."""
+    """Kill only the plugin."""
     world.plugin().kill()
     assert world.gone()
 
 
 def soon(vault: Vault, method: str, path: str, **data: str) -> str:
-    """Call Vault's API when the plugin has been killed. Until Vault has noticed, it has no connection.
+    """Call Vault's API after the plugin was killed, until Vault has noticed that, and return its answer.
 
-    Then it starts the plugin again, for the request. What it says, at last.
+    Before that, Vault answers "Unavailable"; then it starts the plugin again for the request.
     """
     while True:
         try:
@@ -69,7 +69,7 @@ def soon(vault: Vault, method: str, path: str, **data: str) -> str:
 
 
 def left(world: World) -> list[Path]:
-    """What is in the folder for temporary files."""
+    """The contents of the folder for temporary files."""
     return list(world.temporary.iterdir())
 
 
@@ -80,7 +80,7 @@ BY_MOUNT = "vault write sys/plugins/reload/backend mounts=web/"  # `vault plugin
 
 @pytest.mark.parametrize("command", [BY_PLUGIN, BY_MOUNT], ids=["by plugin", "by mount"])
 def test_reload(world: World, vault: Vault, command: str) -> None:
-    """Of a process with two mounts and leases. Requests may fail while Vault ends the process; afterwards none does."""
+    """The process has two mounts, with leases. Requests may fail while Vault ends the process, but not afterwards."""
     vault.start_production()
     vault.register("web", "two")
     leases = {mount: vault.issue(mount) for mount in ("web", "two")}
@@ -117,7 +117,7 @@ def test_reload(world: World, vault: Vault, command: str) -> None:
 
 
 def test_a_new_version(world: World, vault: Vault) -> None:
-    """Mounts that were tuned to it go on with it after the reload, the others with the old one."""
+    """After the reload, the tuned mount uses the new version, the other one still the old version."""
     vault.start_production()
     vault.register("web", "two")
     name, lease = vault.issue()
@@ -140,7 +140,7 @@ def test_a_new_version(world: World, vault: Vault) -> None:
 
 
 def test_a_killed_plugin(world: World, vault: Vault) -> None:
-    """The next request starts it again, whichever mount it is for; a revocation does that, too."""
+    """The next request for any mount starts it again, and so does a revocation."""
     vault.start_production()
     vault.register("web", "two")
     leases = {mount: vault.issue(mount) for mount in ("web", "two")}
@@ -150,13 +150,13 @@ def test_a_killed_plugin(world: World, vault: Vault) -> None:
         assert vault.accounts(mount) == [name]
     kill_plugin(world)
     for mount, (_, lease) in leases.items():
-        vault(f"vault lease revoke {lease}")  # Vault tries that again and again
+        vault(f"vault lease revoke {lease}")  # Vault retries it
         assert eventually(lambda mount=mount: vault.accounts(mount) == [])  # type: ignore[misc]
     assert len(world.plugins()) == 1
 
 
 def test_a_plugin_killed_in_a_request(world: World, vault: Vault) -> None:
-    """The request fails, with an account that has no lease: it goes with the mount, or at its max_ttl."""
+    """The request fails and leaves an account without a lease, which goes with the mount or at its max_ttl."""
     wait_in(vault, LOGGED)
     vault.start_production()
     vault.register("web")
@@ -175,7 +175,7 @@ def test_a_plugin_killed_in_a_request(world: World, vault: Vault) -> None:
 
 
 def test_another_checksum(world: World, vault: Vault) -> None:
-    """Vault starts nothing whose checksum is another."""
+    """Vault does not start a program with another checksum."""
     vault.start_production()
     vault.register("web")
     launcher = world.folder / "plugins" / "accounts"
@@ -214,7 +214,7 @@ def test_it_ends_with_vault(world: World, vault: Vault) -> None:
 
 
 def test_a_killed_vault(world: World, vault: Vault) -> None:
-    """With a request in flight, whose account Vault never learns of. Another Vault with its storage goes on."""
+    """Vault never learns of the account of a request in flight. Another Vault goes on with the same storage."""
     vault.start_production()
     vault.register("web")
     name, lease = vault.issue()
@@ -231,7 +231,7 @@ def test_a_killed_vault(world: World, vault: Vault) -> None:
             asked.result()
     assert world.gone()
     os.close(writer)
-    # The killed Vault's own: where its broker listened, and Go's files. Nothing of the plugin's.
+    # The killed Vault has left the sockets of its broker. The plugin has left nothing.
     for path in left(world):
         assert path.name.startswith("plugin") and stat.S_ISSOCK(path.lstat().st_mode), path
         path.unlink()
@@ -240,6 +240,6 @@ def test_a_killed_vault(world: World, vault: Vault) -> None:
     wait_no_more(vault)
     vault.start_production()
     vault(f"vault lease renew {lease}")
-    assert eventually(lambda: vault.accounts() == [name], 90)  # Vault has the engine tidy up each minute
+    assert eventually(lambda: vault.accounts() == [name], 90)  # Vault has the engine tidy up every minute
     vault(f"vault lease revoke -sync {lease}")
     assert vault.accounts() == []

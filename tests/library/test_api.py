@@ -1,4 +1,4 @@
-"""What must not change by accident: the public names and signatures are those in api.txt, and what new ones are.
+"""api.txt lists the public names and signatures: they do not change by accident, and new ones go on the list.
 
 `python tests/library/test_api.py` writes api.txt.
 """
@@ -38,14 +38,14 @@ plugins depend on them. If you did, write the list again, and a line about it in
 
 
 def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """As the source has it, without `self`: it is the same in each version of Python."""
+    """The signature as in the source, without `self`, so that it is the same in each version of Python."""
     arguments = ast.unparse(function.args).removeprefix("self").removeprefix(", ")
     returned = f" -> {ast.unparse(function.returns)}" if function.returns and function.name != "__init__" else ""
     return f"({arguments}){returned}"
 
 
 def members(cls: type) -> Iterator[tuple[str, str]]:
-    """The names of a class that goplugin defines, its bases' included, each with what follows it in the list."""
+    """The names that goplugin defines in a class and its bases, each with the text that follows it in the list."""
     for base in cls.__mro__:
         if not base.__module__.startswith("goplugin"):
             continue

@@ -1,4 +1,4 @@
-"""`python -m goplugin check`: with this plugin, with go-plugin's in Go, and with deliberate mistakes."""
+"""`python -m goplugin check` with this plugin, with go-plugin's own Go plugins, and with deliberate mistakes."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def guide(changes: dict[str, str]) -> str:
 def results(
     capsys: pytest.CaptureFixture[str], *command: str | Path, host: str = ""
 ) -> tuple[int, dict[str, dict[str, str]]]:
-    """The exit code, and what --json prints, by the name of the check."""
+    """The exit code, and the results that --json prints, by the name of the check."""
     of_host = ["--host", host] if host else COOKIE
     code = __main__.main(["check", *of_host, "--timeout", "60", "--json", "--", *map(str, command)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -79,7 +79,7 @@ def test_go_plugins_own(
 
 @pytest.mark.slow
 def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on macOS and Windows: what cannot be seen is not called right, and no plugin is left alone that runs on."""
+    """As on macOS and Windows: `check` does not approve what it cannot see, and leaves no plugin running."""
     monkeypatch.setattr(check, "_PROC", tmp_path / "none")
     monkeypatch.setattr(check, "PATIENCE", 1.0)
     code, found = results(capsys, sys.executable, ROOT / "plugin.py")
@@ -103,7 +103,7 @@ def test_without_proc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         pytest.param(
             {"EXTRA": "subprocess.Popen(['sleep', '20'], stdout=-3, stderr=-3)"},
             {"left behind": "processes"},
-            marks=pytest.mark.unix_only("the system does not tell what a process has left"),
+            marks=pytest.mark.unix_only("the system does not show which processes a plugin leaves behind"),
         ),
         ({"CERT": "|" + "A" * 60}, {"certificate": "but the host did not ask for AutoMTLS"}),
         ({"EXTRA": f"{REFLECTION}(['grpc.health.v1.Health'], server)"}, {"services": "none of its own"}),
@@ -130,7 +130,7 @@ def test_a_mistake_is_found(
 def test_a_host_is_known_by_name(
     host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its cookie and its newest version, and AutoMTLS if it uses that: the guide's plugin has none."""
+    """`check` uses the host's cookie, newest version and AutoMTLS setting. The guide's plugin has no AutoMTLS."""
     monkeypatch.setattr(check, "PATIENCE", 1.0)
     (versions, key, value), auto_mtls = HOSTS[host]
     script = guide({}).replace('"BASIC_PLUGIN"', repr(key)).replace('"hello"', repr(value))
@@ -150,7 +150,7 @@ def test_a_host_is_known_by_name(
 
 @pytest.mark.slow
 def test_services_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By reflection; without it they are not known, which is said."""
+    """`check` lists them by reflection. Without reflection it says that they are unknown."""
     monkeypatch.setattr(check, "PATIENCE", 1.0)
     _, found = results(capsys, sys.executable, "-c", guide({"EXTRA": f"{REFLECTION}(['b.C', 'a.B'], server)"}))
     assert (found["services"]["outcome"], found["services"]["text"]) == (check.OK, "a.B, b.C")
@@ -194,7 +194,7 @@ ENDS = "sys.stderr.write('its last words\\\\n'); sys.stderr.flush(); os._exit(7)
 )
 @pytest.mark.windows
 def test_the_end_of_the_process_is_what_failed(changes: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """No wait goes on, and neither TLS nor the host's death is blamed. One that ends at once may be connected first."""
+    """`check` stops waiting, and blames neither TLS nor the host's death. It may connect before the process ends."""
     began = time.monotonic()
     code, found = results(capsys, sys.executable, "-c", guide(changes))
     assert time.monotonic() - began < 50  # with --timeout 60

@@ -1,4 +1,4 @@
-"""docs/hosts.md says what goplugin/hosts.py has, and the examples fit it."""
+"""docs/hosts.md and the examples agree with goplugin/hosts.py."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""`python -m goplugin new` and `protos`: a wheel and an empty folder are all that a person needs, not even make."""
+"""`python -m goplugin new` and `protos` need only a wheel and an empty folder, not even make."""
 
 import json
 import os
@@ -27,7 +27,7 @@ WITH_TESTS = sorted(path.parent.parent.name for path in ROOT.glob("examples/*/te
 
 
 def run(*command: str | Path, cwd: Path, fails: bool = False, **env: str | Path) -> str:
-    """What the command prints, in an environment that has nothing of ours but what `env` says."""
+    """Run the command with none of the project's variables but those in `env`; return what it prints."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "PIP"))}
     options: Any = {"cwd": cwd, "env": {**inherited, **{name: str(value) for name, value in env.items()}}}
     done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, **options)
@@ -36,13 +36,13 @@ def run(*command: str | Path, cwd: Path, fails: bool = False, **env: str | Path)
 
 
 def new(folder: Path, *arguments: str | Path, fails: bool = False) -> str:
-    """What `new` prints, run from the source in this folder."""
+    """Run `new` from the source in this folder; return what it prints."""
     return run(sys.executable, "-m", "goplugin", "new", *arguments, cwd=folder, fails=fails, PYTHONPATH=ROOT)
 
 
 @pytest.fixture(scope="module")
 def python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A venv in an empty folder with spaces; the wheel is installed there, by pip."""
+    """The Python of a venv whose path has spaces; pip has installed the wheel there."""
     folder = tmp_path_factory.mktemp("nothing but Python")
     run(sys.executable, "-m", "venv", "venv", cwd=folder)
     python = folder / "venv" / BIN / "python"
@@ -54,7 +54,7 @@ def python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("copy", [(), ("--copy",)], ids=["depends", "copy"])
 def test_by_pip(world: World, built: Path, python: Path, tmp_path: Path, copy: tuple[str, ...]) -> None:
-    """Without a network, make and git, `new` makes a plugin that a Go host runs; its tests and linters pass."""
+    """`new` needs no network, make or git. A Go host runs the new plugin; its tests and linters pass."""
     folder = tmp_path / "my plugins" / "notes"
     folder.parent.mkdir()
     said = run(
@@ -84,7 +84,7 @@ def test_by_pip(world: World, built: Path, python: Path, tmp_path: Path, copy: t
 
 @pytest.mark.windows
 @pytest.mark.skipif(
-    sys.platform != "win32", reason="test_by_pip does it in a venv, which Python under Wine cannot make"
+    sys.platform != "win32", reason="test_by_pip covers this in a venv, which Python under Wine cannot make"
 )
 def test_by_pip_on_windows(world: World, built: Path, tmp_path: Path) -> None:
     library, project = tmp_path / "library", tmp_path / "project"
@@ -113,7 +113,7 @@ COMMANDS = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("example", ["", "asyncio", *WITH_TESTS])
 def test_by_uv(built: Path, tmp_path: Path, example: str) -> None:
-    """By the path of a wheel, as long as no registry has goplugin. It may have an older one."""
+    """uv gets the path of the wheel, because a registry may have no goplugin, or an older one."""
     uv = Path(sys.executable).parent / "uv"
     env: dict[str, Any] = {"UV_FIND_LINKS": built, "UV_PYTHON": sys.executable}
     (wheel,) = built.glob("*.whl")
@@ -138,13 +138,13 @@ def test_by_uv(built: Path, tmp_path: Path, example: str) -> None:
     assert run(tmp_path / "other" / BIN / program, cwd=tmp_path, fails=True) == said
     (project,) = (folder / "dist").glob("*.whl")
     others = [name for name in zipfile.ZipFile(project).namelist() if not re.match(r"my_notes[_-]|.*_pb2", name)]
-    assert not others  # which other packages could have too
+    assert not others  # other packages might have files of these names, too
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_readme_tells_a_person_to_type(world: World, built: Path, tmp_path: Path) -> None:
-    """From an empty folder to a plugin that a Go host uses."""
+    """README's commands lead from an empty folder to a plugin that a Go host uses."""
     commands = docs.console_block("uvx").replace("$ ", "").replace("/folder/of/the/wheel", str(built))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     assert "4 passed" in run("sh", "-e", "-c", commands, cwd=tmp_path, PATH=path, UV_PYTHON=sys.executable)
@@ -181,7 +181,7 @@ def test_options_fill_in_what_the_host_wants(world: World, tmp_path: Path, examp
 
 @pytest.mark.parametrize("host", ["vault-database", "nomad"])
 def test_a_host_is_known_by_name(tmp_path: Path, host: str) -> None:
-    """By `check` too, which finds nothing wrong."""
+    """`new` knows the host, and so does `check`, which finds nothing wrong."""
     new(tmp_path, "a", "--host", host)
     plugin = tmp_path / "a" / "a_plugin.py"
     checked = (sys.executable, "-m", "goplugin", "check", "--host", host, "--", sys.executable, plugin)
@@ -286,7 +286,7 @@ def protos(folder: Path, *, fails: bool = False) -> str:
     return run(sys.executable, "-m", "goplugin", "protos", cwd=folder, PYTHONPATH=ROOT, fails=fails)
 
 
-# Of .proto files, what each imports; and a module that they then give.
+# The .proto files, each with what it imports, and one of the modules that `protos` generates from them.
 LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
     "one folder": ({"a.proto": ""}, "a_pb2_grpc"),
     "folders": ({"a.proto": "", "one/b.proto": "a.proto", "one/two/c.proto": "one/b.proto"}, "one.two.c_pb2_grpc"),
@@ -299,7 +299,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.windows
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_protos_generates_what_can_be_imported(tmp_path: Path, layout: str) -> None:
-    """But nothing of goplugin's, of tests, and of a venv, whatever it is called."""
+    """`protos` skips the files of goplugin, of tests and of a venv of any name."""
     files, module = LAYOUTS[layout]
     others = ("goplugin/services/x.proto", "tests/y.proto", ".venv/z.proto", "env/lib/z.proto", "build/lib/a.proto")
     for name in (*files, *others):

@@ -1,4 +1,4 @@
-"""goplugin.testing, the host in Python: with the probe plugin, and with go-plugin's own plugin in Go."""
+"""goplugin.testing, the host in Python, with the probe plugin and with go-plugin's own Go plugin."""
 
 import json
 import os
@@ -37,8 +37,8 @@ AUTO_MTLS = pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "A
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No process, thread, file descriptor or folder of a test stays behind. Other tests run beside it."""
-    folder = tempfile.TemporaryDirectory(prefix="t")  # pytest's has a long name; that of a socket has 107 bytes at most
+    """A test leaves no process, thread, file descriptor or folder behind. Other tests run at the same time."""
+    folder = tempfile.TemporaryDirectory(prefix="t")  # not pytest's: the path of a socket has at most 107 bytes
     monkeypatch.setattr(tempfile, "tempdir", folder.name)
     monkeypatch.setenv("TMPDIR", folder.name)
 
@@ -171,7 +171,7 @@ def end(*arguments):
 @pytest.mark.parametrize("file", ["plugin.py", "examples/asyncio/plugin.py"], ids=["threads", "asyncio"])
 @pytest.mark.windows
 def test_the_end_of_the_process_ends_the_wait(file: str, when: str, auto_mtls: bool) -> None:
-    """Before the host has connected, and at its first call."""
+    """The process ends before the host has connected, or at the host's first call."""
     text = ENDS + (ROOT / file).read_text(encoding="utf-8")
     if when == "connect":
         text, changed = re.subn(r"(?:await )?plugin\.wait\(\)", "end()", text)
@@ -186,7 +186,7 @@ def test_the_end_of_the_process_ends_the_wait(file: str, when: str, auto_mtls: b
     assert "its last words" in str(raised.value)
 
 
-# Ends, with a child that keeps what the host waits for: its stdout, or the socket at which it listens.
+# This plugin ends, but its child keeps open what the host waits for: its stdout and its listening socket.
 LEAVES_A_CHILD = """
 import socket, subprocess
 listener = socket.create_server(("127.0.0.1", 0))
@@ -235,7 +235,7 @@ def test_without_with(auto_mtls: bool) -> None:
 
 
 def test_a_plugin_that_nobody_ends_ends_with_its_host(example: Callable[[str], Path], tmp_path: Path) -> None:
-    """One in Go, which would run on."""
+    """The plugin is a Go plugin, which would not end by itself."""
     host = f"""
 import os, goplugin.testing
 config = goplugin.HandshakeConfig([1], "BASIC_PLUGIN", "hello")
@@ -254,7 +254,7 @@ print(client.pid, client.exit_code)
 @AUTO_MTLS
 @pytest.mark.windows
 def test_metadata_of_a_mebibyte(auto_mtls: bool) -> None:
-    """Go takes 16. What cannot pass would be RESOURCE_EXHAUSTED."""
+    """Go accepts 16 MiB. Metadata above the limit would fail with RESOURCE_EXHAUSTED."""
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
         call: Any = client.channel.unary_unary(probe.method(handlers.send_metadata_back))
         message = probe.action_message(handlers.send_metadata_back)
@@ -311,7 +311,7 @@ def test_a_plugin_that_does_not_leave_is_killed() -> None:
 @pytest.mark.windows
 @AUTO_MTLS
 def test_kill_disconnects_as_in_go(auto_mtls: bool) -> None:
-    """So a stream that waits for the end of its call does not delay the plugin."""
+    """kill() disconnects, so a stream that waits for the end of its call does not delay the plugin."""
     with start(PROBE_PLUGIN, PROBE, env=ENV, auto_mtls=auto_mtls) as client:
         hold: Any = client.channel.unary_stream("/probe.Streams/hold")
         stream = hold(b"")

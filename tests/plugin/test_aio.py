@@ -1,4 +1,4 @@
-"""What only a plugin on grpc.aio can do, or get wrong. What it has in common with threads, the other modules test."""
+"""What only a plugin on grpc.aio can do, or get wrong. The other modules test what it shares with threads."""
 
 import asyncio
 import os
@@ -122,7 +122,7 @@ def test_a_blocked_loop_is_told(world: World) -> None:
     command = [sys.executable, str(probe.PLUGIN)]
     with goplugin.testing.start(command, config, env=world.env, auto_mtls=world.auto_mtls) as client:
         block: Any = client.channel.unary_unary("/probe.Probe/block_the_loop")
-        call = block.future(b"3600")  # kept: it is cancelled when it is forgotten
+        call = block.future(b"3600")  # keep it: grpc cancels a call that is collected
         time.sleep(0.3)
         os.kill(client.pid, signal.SIGTERM)
         assert eventually(lambda: client.exit_code is not None, 4)
@@ -158,7 +158,7 @@ def test_a_thousand_handlers_wait_without_threads(world: World) -> None:
 
 
 def test_services_do_not_wait_behind_handlers_that_are_def(world: World) -> None:
-    """The limit of threads is 512. Shutdown and health are in test_limits.py."""
+    """520 blocked calls exceed the limit of 512 threads. test_limits.py tests Shutdown and health."""
     host = probe.start(world)
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=520)
     time.sleep(2)
@@ -185,7 +185,7 @@ def test_a_handler_that_is_def_has_a_whole_context(world: World) -> None:
         probe.act(host, handlers.abort)
     with pytest.raises(CallError, match="Canceled"):
         probe.act(host, handlers.cancel)
-    # Nothing reaches a call that has ended, and a text that nobody hears of is logged.
+    # A handler cannot change a call that has ended; the log gets an error that no caller can get.
     for name in handlers.USES_AFTER_THE_END:
         with pytest.raises(CallError, match="DeadlineExceeded"):
             probe.act(host, handlers.use_after_the_end, name, seconds=0.5)
@@ -203,21 +203,21 @@ def test_streams_of_handlers_that_are_def(world: World) -> None:
         host.ask("send", stream=1, message=text)
         assert host.ask("recv", stream=1)["message"] == b"you said " + text
     host.ask("half_close", stream=1)
-    assert "message" not in host.ask("recv", stream=1)  # the end
+    assert "message" not in host.ask("recv", stream=1)  # the end of the stream
     threads = world.plugin().num_threads()
-    for stream in range(2, 30):  # callers that leave
+    for stream in range(2, 30):  # these callers leave
         probe.open_stream(host, stream, "/probe.Threads/hold")
         assert host.ask("recv", stream=stream)["message"] == b"open"
     held = world.plugin().num_threads()
     assert held >= threads + 20
     for stream in range(2, 30):
         host.ask("cancel", stream=stream)
-    assert host.ask("kill")["seconds"] < 1.9  # all of them have left
+    assert host.ask("kill")["seconds"] < 1.9  # all handlers have ended
 
 
 LOOPS = ["asyncio.run(main())", "import uvloop; uvloop.run(main())"]
 HANDLER = "asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: open('usr1', 'w'))"
-ORDERS = ["plugin = goplugin.aio.Plugin(HANDSHAKE)", "await plugin.wait()"]  # before which the handler is added
+ORDERS = ["plugin = goplugin.aio.Plugin(HANDSHAKE)", "await plugin.wait()"]  # the handler goes before one of them
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["handler first", "Plugin first"])
@@ -229,7 +229,7 @@ def test_signals_of_loop_and_plugin(world: World, loop: str, order: str) -> None
     put(host, "k", b"v")
     os.kill(world.plugin().pid, signal.SIGUSR1)
     assert eventually((world.folder / "usr1").exists)
-    os.kill(world.plugin().pid, signal.SIGINT)  # Ctrl-C is left to the host
+    os.kill(world.plugin().pid, signal.SIGINT)  # the plugin leaves Ctrl-C to the host
     put(host, "k", b"v")
     os.kill(world.plugin().pid, signal.SIGTERM)
     assert world.gone()
@@ -256,7 +256,7 @@ def test_debug_lines_of_grpc_and_asyncio_stay_away(world: World) -> None:
 
 @pytest.mark.windows
 def test_wait_can_be_cancelled(world: World) -> None:
-    """As by asyncio.timeout(): main() may wait for other things in between."""
+    """As asyncio.timeout() does: main() may do other things in between."""
     text = ON_ASYNCIO.replace(
         "    await plugin.wait()",
         "    for _ in range(3):\n        try: await asyncio.wait_for(plugin.wait(), 0.1)\n"
@@ -271,7 +271,7 @@ def test_wait_can_be_cancelled(world: World) -> None:
 
 
 def test_the_broker_waits_without_threads(world: World) -> None:
-    """Ids that the host never serves."""
+    """It dials ids that the host never serves."""
     host = probe.start(world)
     threads = world.plugin().num_threads()
     waiting = probe.begin(host, on_asyncio.wait_for_dials, 200)
@@ -288,7 +288,7 @@ def test_a_cancelled_dial_leaves_the_id_to_the_next_one(world: World) -> None:
 
 
 def test_what_waits_when_the_broker_closes_is_told() -> None:
-    """Which is at the plugin's end."""
+    """The broker closes when the plugin ends."""
     transport: Any = None
 
     async def dial_and_accept() -> list[Any]:

@@ -1,4 +1,4 @@
-"""The C library's memory, of which large messages take much."""
+"""Memory of the C library: large messages take a lot of it."""
 
 import itertools
 import platform
@@ -9,11 +9,11 @@ import pytest
 from harness import World
 from kv import get, put
 
-HEAP = 64 * 2**20  # glibc aligns a thread's own heap to so many bytes, and to no other of its mappings
+HEAP = 64 * 2**20  # glibc aligns the heaps of threads to this size, and nothing else
 
 
 def heaps_of_threads(process: psutil.Process) -> int:
-    """Regions that glibc has made for threads: their own begin there, and the rest of the 64 MiB is reserved."""
+    """The number of heaps that glibc has made for threads: each starts aligned, with the rest of 64 MiB reserved."""
     lines = [line.split() for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()]
     count = 0
     for line, after in itertools.pairwise(lines):
@@ -25,7 +25,7 @@ def heaps_of_threads(process: psutil.Process) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has heaps of threads")
 def test_one_heap_for_all_threads(world: World) -> None:
-    """But not where the environment has settings of its own."""
+    """Unless the environment has malloc settings of its own."""
     heaps = []
     for own in ({}, {"MALLOC_ARENA_TEST": "8"}):
         world.env |= own

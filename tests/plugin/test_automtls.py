@@ -1,4 +1,4 @@
-"""AutoMTLS: only clients that hold the host's key are served; and how the companion ends."""
+"""AutoMTLS: the plugin serves only clients that hold the host's key. Also how the companion ends."""
 
 import base64
 import contextlib
@@ -35,11 +35,11 @@ def port_of(host: Host) -> int:
     return int(host.ask("start")["address"].rpartition(":")[2])
 
 
-LOGGED = 10  # refusals a minute; others are not logged
+LOGGED = 10  # the plugin logs this many refusals a minute
 
 
 def is_refused(connection: socket.socket) -> bool:
-    """Whether the plugin has closed it."""
+    """Whether the plugin has closed the connection."""
     connection.setblocking(False)
     try:
         return not connection.recv(1)
@@ -118,14 +118,14 @@ def test_what_is_not_tls(world: World, data: bytes, reason: str) -> None:
 
 
 def hand_started(world: World, client_cert: str, **variables: str) -> Any:
-    """plugin.py with a host's variables, the test at the other end of its pipes."""
+    """Start plugin.py with a host's variables; the test reads its pipes."""
     env = {**world.env, **HOSTS_VARIABLES, "PLUGIN_CLIENT_CERT": client_cert, **variables}
     return world.run(sys.executable, world.kv_plugin, env=env)
 
 
 @pytest.mark.windows
 def test_the_hosts_key_is_let_in_and_an_expired_one_not(world: World) -> None:
-    """Its own certificate even: the oracle that the refusals above are not for another reason."""
+    """The plugin accepts the host's own certificate, so the refusals above have no other reason."""
     for name, days, expected in (("good", (-1, 1), True), ("expired", (-2, -1), False), ("early", (1, 2), False)):
         path = make_certificate(world.folder, name, days=days)
         process = hand_started(world, certificate_in(path))
@@ -232,9 +232,9 @@ def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
         companion = world.companion()
         before = sum(companion.cpu_times()[:2])
         time.sleep(1)
-        assert sum(companion.cpu_times()[:2]) - before < 0.3  # they cost no time while they say nothing
+        assert sum(companion.cpu_times()[:2]) - before < 0.3  # silent connections cost no time
         assert eventually(lambda: sum(map(is_refused, silent)) == 200)
-        assert eventually(lambda: len(refusals(host)) == LOGGED)  # stderr takes its time behind the closing
+        assert eventually(lambda: len(refusals(host)) == LOGGED)  # the log arrives a little after the close
         assert 9 < time.monotonic() - begin < 20
         assert all("did not finish the TLS handshake" in text for text in refusals(host))
         assert silent[0].recv(1) == b""
@@ -244,7 +244,7 @@ def test_silent_connections_do_not_keep_the_host_out(world: World) -> None:
 
 
 def test_a_thousand_connections_at_once(world: World) -> None:
-    """More than one process can have by default: the oldest are refused, the host is served."""
+    """The plugin refuses the oldest connections, and goes on serving the host."""
     host = probe.start(world, **MTLS)
     port = port_of(host)
     crowd = []
@@ -265,10 +265,10 @@ def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
     companion = world.companion()
 
     def refused(times: int) -> int:
-        """Bytes that the companion holds after that."""
+        """The companion's memory after so many refusals."""
         for _ in range(times):
             with socket.create_connection(("127.0.0.1", port), timeout=15) as connection:
-                connection.sendall(b"\x16\x03\x01\x3e\x80" + bytes(16000))  # the beginning of a hello
+                connection.sendall(b"\x16\x03\x01\x3e\x80" + bytes(16000))  # the beginning of a ClientHello
                 connection.shutdown(socket.SHUT_WR)
                 with contextlib.suppress(ConnectionError):
                     while connection.recv(4096):
@@ -282,7 +282,7 @@ def test_what_is_refused_leaves_no_memory_behind(world: World) -> None:
 
 @pytest.mark.slow
 def test_mutated_hellos(world: World) -> None:
-    """A thousand: none is served, none ends the companion, the host is served in between."""
+    """The plugin serves none of a thousand mutated hellos, survives all, and serves the host in between."""
     host = probe.start(world, **MTLS)
     port = port_of(host)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -318,7 +318,7 @@ def test_mutated_hellos(world: World) -> None:
 
 @pytest.mark.parametrize("victim", ["plugin", "companion", "host"])
 def test_killed_under_load(world: World, victim: str) -> None:
-    """By SIGKILL: whichever it is, the others are gone within 2 s, and nothing is left."""
+    """After SIGKILL to any one process, the others are gone within 2 s and nothing is left."""
     host = probe.start(world, shell=True, **MTLS)
     for _ in range(4):
         host.begin("mirror", method="/probe.Streams/mirror", repeat=10_000, size=1_000_000)
@@ -381,7 +381,7 @@ def test_broker_refuses_strangers_too(world: World) -> None:
 
 @pytest.mark.windows
 def test_broker_dials_the_host_alone(world: World) -> None:
-    """A server with another certificate, though of the same names, is not talked to."""
+    """The plugin does not talk to a server whose certificate has the same names but is not the host's."""
     host = probe.start(world, **MTLS)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(make_certificate(world.folder, "impostor"))
@@ -407,7 +407,7 @@ def files(world: World) -> dict[str, Path]:
 
 @pytest.mark.windows
 def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) -> None:
-    """go-plugin's TLSProvider: the same refusals, and nothing in the handshake's sixth field."""
+    """As go-plugin's TLSProvider: the same refusals, and no sixth field in the handshake line."""
     world.env["PROBE_TLS_FILES"] = os.pathsep.join(str(files[name]) for name in ("server", "server", "client"))
     certificate = [str(files["client"])] * 2
     host = probe.start(world, certificate=certificate)
@@ -426,7 +426,7 @@ def test_a_certificate_of_the_plugins_own(world: World, files: dict[str, Path]) 
 
 
 def test_its_handshake_has_no_sixth_field(world: World, files: dict[str, Path]) -> None:
-    """Nor with AutoMTLS asked for: as in Go, the plugin's own certificate goes first."""
+    """Even if the host asks for AutoMTLS: as in Go, the plugin's own certificate takes precedence."""
     tls = os.pathsep.join(str(files[name]) for name in ("server", "server", "client"))
     env = {**world.env, **HOSTS_VARIABLES, "PROBE_COOKIE": "probe", "PROBE_TLS_FILES": tls}
     for extra in ({}, {"PLUGIN_CLIENT_CERT": certificate_in(files["stranger"])}):
@@ -451,7 +451,7 @@ def new_folders(before: set[Path]) -> set[Path]:
 
 
 def test_a_long_temporary_folder(world: World) -> None:
-    """The socket's path is kept short enough; elsewhere, but with the same mode, and gone afterwards too."""
+    """The plugin puts the socket where its path is short enough, and removes it afterwards."""
     long = world.temporary / ("x" * 100)
     long.mkdir()
     world.env["TMPDIR"] = str(long)
@@ -459,13 +459,13 @@ def test_a_long_temporary_folder(world: World) -> None:
     host = world.started(**MTLS)
     put(host, "k", b"v")
     host.ask("kill")
-    # Other tests may have theirs there meanwhile, and remove them too.
+    # Other tests may have folders there meanwhile, and remove them too.
     assert eventually(lambda: not [path for path in new_folders(before) if not list(path.glob("*"))])
     long.rmdir()
 
 
 def test_children_do_not_keep_the_companion(world: World) -> None:
-    """A child by fork holds no end of its socket pair."""
+    """A forked child holds no end of the companion's socket pair."""
     host = probe.start(world, **MTLS)
     forked = psutil.Process(probe.do(host, Probe.fork))
     companion = world.companion()

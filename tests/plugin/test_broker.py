@@ -25,7 +25,7 @@ from goplugin.services import broker, host_pb2
 from goplugin.transport import Plain
 
 
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("go-plugin's example has its own host")
 def test_go_plugins_bidirectional_example(world: World, example: Callable[[str], Path]) -> None:
     folder = world.folder / "counter"
     shutil.copytree(ROOT / "examples" / "bidirectional", folder)
@@ -129,7 +129,7 @@ def test_an_id_nobody_serves(world: World) -> None:
     assert 4.5 < time.monotonic() - begin < 8
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 @pytest.mark.windows
 def test_an_id_dialled_twice(world: World) -> None:
     host = probe.start(world)
@@ -146,7 +146,7 @@ def test_an_id_accepted_twice(world: World) -> None:
     with pytest.raises(CallError, match="id 5 is accepted already"):
         probe.do(host, Probe.accept, 5)
     probe.do(host, Probe.close, 5)
-    probe.do(host, Probe.accept, 5)  # closed, the id is free again
+    probe.do(host, Probe.accept, 5)  # the server is closed, so the id is free again
 
 
 @pytest.mark.parametrize("service_id", [2**32, -1, "one"])
@@ -169,7 +169,7 @@ def test_what_fails_to_accept_can_be_accepted(world: World) -> None:
     probe.do(host, Probe.accept, 5)
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     host = probe.start(world)
     forgotten = probe.serve(host)
@@ -179,7 +179,7 @@ def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
         probe.do(host, Probe.dial, [forgotten, "x", 1])
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 @pytest.mark.parametrize(
     ("network", "address", "error"),
     [
@@ -193,7 +193,7 @@ def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     ],
 )
 def test_garbage_infos(world: World, network: str, address: str, error: str) -> None:
-    """Sent on a second stream of the broker's, beside the host's own."""
+    """The test sends them on a second broker stream, beside the host's own."""
     host = probe.start(world)
     host.ask("open", stream=1, method=probe.START_STREAM)
     info = host_pb2.ConnInfo(service_id=9, network=network, address=address)
@@ -215,7 +215,7 @@ def test_a_stream_of_garbage(world: World) -> None:
 
 @pytest.mark.windows
 def test_everything_ends_with_the_plugin(world: World) -> None:
-    """A dial that waits and accepted ids do not delay Kill(); files and processes are checked after every test."""
+    """Accepted ids and a dial that waits do not delay Kill(). Every test checks afterwards for files and processes."""
     host = probe.start(world)
     for service_id in (1, 2, 3):
         probe.do(host, Probe.accept, service_id)
@@ -230,23 +230,23 @@ def test_everything_ends_with_the_plugin(world: World) -> None:
     assert eventually(lambda: not world.plugins(), 3)
 
 
-@pytest.mark.unmultiplexed("the host sends no addresses then; test_multiplex.py has what it sends")
+@pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
 def test_two_hosts_with_equal_ids(world: World) -> None:
-    """As in Go the first is kept; the other one is told of in the log."""
+    """As in Go, the plugin keeps the first address, and logs the other one."""
     host = probe.start(world)
     host.ask("open", stream=1, method=probe.START_STREAM)
-    for port in (1, 2):  # nobody listens there; on one stream, so that the order is certain
+    for port in (1, 2):  # nobody listens there; one stream keeps the order
         info = host_pb2.ConnInfo(service_id=77, network="tcp", address=f"127.0.0.1:{port}")
         host.ask("send", stream=1, message=info.SerializeToString())
     assert host.logged("a host serves id 77, but another host serves that id already", **{"@level": "warn"})
     with pytest.raises(CallError, match="UNAVAILABLE") as failed:
         probe.do(host, Probe.dial, [77, "x", 1])
-    # Under AutoMTLS it is the companion that dials, and says so in the log.
+    # Under AutoMTLS the companion dials, and logs the address.
     assert "127.0.0.1:1:" in str(failed.value) or host.logged("127.0.0.1:1:")
 
 
 def test_a_dial_for_which_there_was_no_thread_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread ends the waits of all dials. If it cannot be started, the next dial starts it."""
+    """One thread ends the waits of all dials. If it could not start, the next dial starts it."""
     monkeypatch.setattr(broker, "TIMEOUT", 0.2)
     transport: Any = None
     dialling = broker.Broker(transport, {})
@@ -259,7 +259,7 @@ def test_a_dial_for_which_there_was_no_thread_harms_no_other(monkeypatch: pytest
 
 
 def test_an_address_that_comes_when_its_dial_is_cancelled() -> None:
-    """It is there for the next dial."""
+    """The next dial gets the address."""
 
     async def dial_twice() -> None:
         dialling = AioBroker(Plain(Environment(), str), {"options": ()})

@@ -1,4 +1,4 @@
-"""Calls that grpc itself would not answer, or would not log in a way that helps."""
+"""Calls that grpc itself would leave unanswered, or would log without a useful text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from probe_plugin import Probe
 
 
 def errors(host: Host) -> list[dict[str, Any]]:
-    """What the plugin logged at error."""
+    """What the plugin logged at level error."""
     return [record for record in host.log() if record["@level"] == "error" and record["@module"] != "host"]
 
 
@@ -50,7 +50,7 @@ def test_what_a_handler_raises_is_answered_and_logged_once(
 @pytest.mark.grpcio_only("generators of pygrpc-native end with their caller")
 @pytest.mark.windows
 def test_threads_of_callers_that_have_left(world: World) -> None:
-    """All threads wait in queue.get(): the log says once which handlers do."""
+    """All threads wait in queue.get(). The log names these handlers once."""
     host = probe.start(world)
     probe.act(host, handlers.limit_threads, 6)
     for stream in range(1, 5):
@@ -70,7 +70,7 @@ def test_threads_of_callers_that_have_left(world: World) -> None:
 
 @pytest.mark.windows
 def test_what_is_unfinished_at_shutdown_is_logged(world: World) -> None:
-    """It is why Kill() took so long."""
+    """It explains why Kill() took so long."""
     host = probe.start(world)
     host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=2)
     host.begin("call", method="/probe.Probe/sleep_then_write", message=probe.message([0.1, str(world.folder / "x")]))

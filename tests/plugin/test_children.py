@@ -1,4 +1,4 @@
-"""Workers of multiprocessing: they end with the plugin, however it ends, and log as it does."""
+"""Workers of multiprocessing end with the plugin, however it ends, and log as it does."""
 
 import time
 
@@ -10,7 +10,7 @@ from harness import PLUGINS, World, eventually, is_alive
 from kv import get, put
 
 WAYS = ["fork", "spawn", "forkserver"]
-MARKED = [pytest.param(way, marks=() if way == "spawn" else pytest.mark.unix_only("there is no fork")) for way in WAYS]
+MARKED = [pytest.param(way, marks=() if way == "spawn" else pytest.mark.unix_only("Windows: no fork")) for way in WAYS]
 
 
 @pytest.mark.parametrize("end", ["Kill()", "plugin killed", "host killed"])
@@ -35,7 +35,7 @@ def test_workers_end_with_the_plugin(world: World, way: str, kind: str, end: str
 @pytest.mark.parametrize("way", MARKED)
 @pytest.mark.windows
 def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
-    """Whole, with level, module and pairs; also their exceptions. What the host said to the plugin is not theirs."""
+    """Their records and exceptions arrive whole, with level, module and pairs. They do not see the host's variables."""
     host = world.started(PLUGINS / "pool_plugin.py")
     pid, left = get(host, way).decode().split(" ", 1)
     assert left == "[]"
@@ -48,7 +48,7 @@ def test_workers_log_as_the_plugin_does(world: World, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_workers_end_though_a_fork_lives(world: World, way: str) -> None:
-    """The fork has inherited what the workers know their parent by."""
+    """The fork has inherited the descriptors by which the workers notice their parent's end."""
     host = probe.start(world)
     forked, *workers = map(psutil.Process, probe.act(host, children.start_sleepers, way))
     time.sleep(0.5)  # until the workers have begun
@@ -60,7 +60,7 @@ def test_workers_end_though_a_fork_lives(world: World, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["fork", "forkserver"])
 def test_a_worker_whose_c_code_holds_the_gil(world: World, way: str) -> None:
-    """The system ends it: no Python code has to run for that."""
+    """The system ends the worker; no Python code has to run for that."""
     host = probe.start(world)
     worker = psutil.Process(probe.act(host, children.start_one_that_holds_the_gil, way))
     assert eventually(lambda: worker.cpu_times().user > 0.6)

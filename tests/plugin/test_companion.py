@@ -1,4 +1,4 @@
-"""The process beside the plugin: what it does for the plugin, and what becomes of it."""
+"""The companion, the process beside the plugin: what it does for the plugin, and when it ends."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ from goplugin.companion.loop import Loop
 
 
 def test_the_plugin_has_no_child(world: World) -> None:
-    """Its own os.wait(), and listings of its children, never meet the companion."""
+    """The plugin's own os.wait(), and a list of its children, never show the companion."""
     host = probe.start(world)
     assert probe.act(host, children.try_to_wait_for_any) == ["none", "none"]
     assert world.plugin().children() == []
@@ -33,7 +33,7 @@ def test_the_plugin_has_no_child(world: World) -> None:
 
 
 def test_the_plugin_leaves_when_the_companion_has_died(world: World) -> None:
-    """The host starts it again: there is no other shape of a plugin."""
+    """It does not go on without a companion; the host can start it again."""
     host = probe.start(world)
     world.companion().kill()
     assert world.gone()
@@ -50,7 +50,7 @@ for _ in range(3): threading.Thread(target=compute, daemon=True).start()
 
 
 def test_threads_that_are_there_before(world: World) -> None:
-    """As a debugger or a tracer starts them."""
+    """Debuggers and tracers start such threads."""
     script = world.folder / "threads.py"
     script.write_text(STARTS_THREADS + "import plugin\nplugin.main()\n")
     world.env["PYTHONWARNINGS"] = "error"
@@ -75,7 +75,7 @@ plugin.main()
 """
 
 
-# As on macOS. Closed when nobody keeps it. asyncio chooses its own way to wait before that.
+# As on macOS. selectors is imported first, so that asyncio does not use this kqueue. It closes when it is collected.
 WITH_KQUEUE = """
 import os, select, selectors
 pidfd_open = os.pidfd_open
@@ -91,7 +91,7 @@ select.kevent = lambda ident, filter, fflags: (ident, filter, fflags)
 """
 
 
-# Where a killed shell stays defunct, as long as the host waits for the plugin's pipes, only /proc or kqueue tells.
+# A killed shell stays defunct while the host waits for the plugin's pipes: only /proc or kqueue shows that it ended.
 BY_VICTIM = {
     "host": WITHOUT_LINUX,
     "shell": WITHOUT_LINUX.replace('"/proc"', '"/proc/self"'),
@@ -101,7 +101,7 @@ BY_VICTIM = {
 
 @pytest.mark.parametrize("victim", BY_VICTIM)
 def test_without_what_only_linux_has(world: World, victim: str) -> None:
-    """As on macOS, and in sandboxes, where the companion looks for the parent twice a second."""
+    """As on macOS and in sandboxes, where the companion checks twice a second whether the parent is there."""
     script = world.folder / "without.py"
     script.write_text(BY_VICTIM[victim])
     host = world.started(script, shell=True)
@@ -114,7 +114,7 @@ def test_without_what_only_linux_has(world: World, victim: str) -> None:
 
 
 def test_a_parent_that_ends_before_kqueue_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is defunct, and there is no /proc to say so."""
+    """The parent is defunct, and there is no /proc to show it."""
     from goplugin.companion import posix  # not on Windows
 
     queue = Mock(**{"control.side_effect": ProcessLookupError})
@@ -129,7 +129,7 @@ def test_a_parent_that_ends_before_kqueue_watches_it(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("where", ["handler", "after the host"])
 def test_c_code_that_holds_the_gil(world: World, where: str) -> None:
-    """The plugin cannot leave by itself: the companion ends it."""
+    """The plugin cannot leave by itself, so the companion ends it."""
     host = probe.start(world)
     probe.begin(host, own_process.hold_the_gil)
     plugin = world.plugin()
@@ -140,7 +140,7 @@ def test_c_code_that_holds_the_gil(world: World, where: str) -> None:
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGTERM"])
 def test_signals_to_the_process_group(world: World, name: str) -> None:
-    """As from a terminal that closes. Nothing stays, no file either; the companion ends last."""
+    """As a terminal sends them when it closes. No process and no file stays; the companion ends last."""
     number = signal.Signals[name]
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip("these tests run under nohup, and so does the plugin")
@@ -160,7 +160,7 @@ def test_nohup_stays(world: World) -> None:
     put(host, "k", b"v")
 
 
-@pytest.mark.plain_only("it has a host of its own, with AutoMTLS")
+@pytest.mark.plain_only("the test plays the host, with AutoMTLS")
 def test_tls_goes_on_when_nobody_reads_stderr(world: World, tmp_path: Path) -> None:
     script = world.folder / "talks.py"
     script.write_text(
@@ -172,7 +172,7 @@ def test_tls_goes_on_when_nobody_reads_stderr(world: World, tmp_path: Path) -> N
     env = {**world.env, **HOSTS_VARIABLES, "PLUGIN_CLIENT_CERT": certificate_in(path)}
     process = world.run(sys.executable, script, env=env)
     port = int(line(process).split("|")[3].rpartition(":")[2])
-    time.sleep(1.5)  # by now all pipes are full
+    time.sleep(1.5)  # until all pipes are full
     for _ in range(5):
         assert served(port, client_context(path))
         assert not served(port, client_context(None))
@@ -183,7 +183,7 @@ def has_exited(host: Host) -> bool:
 
 
 def test_the_last_words_arrive(world: World) -> None:
-    """What was written just before the process ends, in whatever way."""
+    """The host gets what the plugin writes just before it ends, however it ends."""
     for number, end in enumerate(own_process.ENDS):
         host = probe.start(world)
         words = f"last words {number}"
@@ -201,12 +201,12 @@ def test_what_children_write_cannot_end_the_host(world: World) -> None:
     probe.act(host, children.run_one_that_writes_json)
     assert host.logged('> {"@message": 1}')
     assert host.logged('> {"@level": 7, "@message": "m"}')
-    assert host.logged("of a child", **{"@level": "warn"})  # as a child that logs by hclog itself
+    assert host.logged("of a child", **{"@level": "warn"})  # as from a child that uses hclog itself
     assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_records_arrive_whole_whatever_children_do(world: World) -> None:
-    """Three children write lines of 4,096 bytes, and one makes the pipe non-blocking; our records are longer."""
+    """Three children write lines of 4,096 bytes; one makes the pipe non-blocking. The plugin's records are longer."""
     host = probe.start(world)
     assert probe.act(host, children.log_while_three_make_noise, seconds=60) == [0, 0, 0]
     probe.do(host, Probe.log, [20, "the end", {}])
@@ -227,7 +227,7 @@ def test_records_arrive_whole_whatever_children_do(world: World) -> None:
     ],
 )
 def test_handlers_that_end_by_more_than_an_exception(world: World, action: Callable[[Call], None], text: str) -> None:
-    """The call fails at once, with a status and the text; the traceback is logged; the plugin serves on."""
+    """The call fails at once, with a status and the text. The plugin logs the traceback and goes on."""
     host = probe.start(world)
     with pytest.raises(CallError, match=f"Unknown: {text}"):
         probe.act(host, action, seconds=20)
@@ -248,14 +248,14 @@ def test_handlers_that_end_by_more_than_an_exception(world: World, action: Calla
     [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("return", 0), ("raise ValueError", 1), ("os._exit(5)", 5)],
 )
 def test_a_child_that_a_handler_forks_ends(world: World, end: str, code: int) -> None:
-    """It is not a thread of the pool, nor does it answer the call."""
+    """The child neither becomes a thread of the pool nor answers the call."""
     host = probe.start(world)
     assert probe.act(host, children.fork_one_that_ends, end, seconds=20) == code
     assert probe.do(host, Probe.echo, 1) == 1
 
 
 def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
-    """It ends by sys.exit(), with all exit handlers: sockets and folders are its parent's."""
+    """The child runs all exit handlers in sys.exit(), but keeps its parent's sockets and folders."""
     script = world.folder / "forks.py"
     text = RIGHT.replace("plugin.wait()", "import os\nif os.fork() == 0: sys.exit(3)\nos.wait()\nplugin.wait()")
     script.write_text(text)
@@ -269,7 +269,7 @@ def test_a_child_that_main_forks_leaves_the_plugin_alone(world: World) -> None:
 
 @pytest.mark.windows
 def test_children_do_not_keep_the_host_waiting(world: World) -> None:
-    """Neither one that a handler waits for, nor one that it leaves behind."""
+    """A handler waits for one child and leaves another behind."""
     host = probe.start(world)
 
     def sleeping() -> list[psutil.Process]:
@@ -284,9 +284,9 @@ def test_children_do_not_keep_the_host_waiting(world: World) -> None:
         process.kill()
 
 
-@pytest.mark.grpcio_only("pygrpc-native needs it")
+@pytest.mark.grpcio_only("pygrpc-native needs the folder")
 def test_the_folder_may_be_removed(world: World) -> None:
-    """By a program that cleans /tmp: the broker gets a new one."""
+    """A program that cleans /tmp removes it; the broker gets a new one."""
     world.auto_mtls = True
     host = probe.start(world, auto_mtls=True)
     (folder,) = world.temporary.iterdir()
@@ -301,7 +301,7 @@ def test_the_folder_may_be_removed(world: World) -> None:
 
 
 def test_other_temporary_folders(world: World) -> None:
-    """TMPDIR as people get it wrong: never the working directory, and nothing left behind."""
+    """With a wrong TMPDIR the plugin never uses the working directory, and leaves nothing behind."""
     good, read_only = world.temporary / "good", world.temporary / "file"
     good.mkdir()
     read_only.write_text("not a folder")

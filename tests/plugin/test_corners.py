@@ -1,4 +1,4 @@
-"""Corners: odd hosts, odd environments, odd resolvers, and garbage that prints."""
+"""Corner cases: odd hosts, environments and resolvers, and objects that print when they are collected."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ from probe_plugin import Probe
 
 import goplugin
 
-LEAKED = {  # what a plugin sees in its environment, and every program that it starts
+LEAKED = {  # variables that a host sets for its plugin; every program that the plugin starts inherits them
     "BASIC_PLUGIN": "hello",
     "PLUGIN_MIN_PORT": "10000",
     "PLUGIN_MAX_PORT": "25000",
@@ -37,7 +37,7 @@ LEAKED = {  # what a plugin sees in its environment, and every program that it s
 
 
 def is_served(handshake_line: str) -> bool:
-    """Whether a caller without TLS, and without multiplexing, is served where the line says."""
+    """Whether the plugin answers a plain caller (no TLS, no multiplexing) at the address in the line."""
     with grpc.insecure_channel(handshake_line.split("|")[3]) as channel:
         request = health_pb2.HealthCheckRequest(service="plugin")
         stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -48,9 +48,9 @@ def is_served(handshake_line: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-@pytest.mark.plain_only("it has a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 def test_a_host_that_sets_the_cookie_alone(world: World) -> None:
-    """A correct plugin serves it, and nothing is wrong with its imports."""
+    """The plugin serves such a host, and does not complain about its imports."""
     process = world.run(sys.executable, world.kv_plugin, env={**world.env, "BASIC_PLUGIN": "hello"})
     assert is_served(line(process))
     code, out, err = end(process)
@@ -67,12 +67,12 @@ def test_a_host_that_passes_debug(world: World) -> None:
 
 
 def test_garbage_that_prints_when_it_is_collected(world: World) -> None:
-    """Collection may begin in the middle of a print."""
+    """A garbage collection can start in the middle of a print."""
     host = probe.start(world)
     try:
         probe.act(host, own_process.print_while_garbage_prints, 50_000, seconds=15)
     except CallError:
-        world.plugin().kill()  # else the host would wait for it
+        world.plugin().kill()  # otherwise the host would wait for it
         raise
     assert eventually(lambda: b"49999\n" in host.ask("stdio")["stdout"], 5)
     out = host.ask("stdio")["stdout"]
@@ -102,7 +102,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("imports", IMPORTS)
 def test_goplugin_testing_leaves_its_process_alone(world: World, imports: str) -> None:
-    """A host far above may have left its variables in the environment: who imports it is no plugin."""
+    """A host further up may have left its variables in the environment. The process that imports it is not a plugin."""
     script = world.folder / "tests_a_plugin.py"
     code = A_TEST_OF_A_PLUGIN.replace("AUTO_MTLS", str(world.auto_mtls)).replace(
         "PLUGIN]", f"{str(world.kv_plugin)!r}]"
@@ -115,7 +115,7 @@ def test_goplugin_testing_leaves_its_process_alone(world: World, imports: str) -
         out += (read := process.stdout.readline())
         assert read, process.communicate()[1].decode()
     assert not world.companions()
-    time.sleep(0.3)  # until it sleeps: a finalizer would swallow KeyboardInterrupt
+    time.sleep(0.3)  # until it is in sleep(): a finalizer would swallow KeyboardInterrupt
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=5)
     assert out + rest == b"to descriptor 1\nprinted\nversion 1\nexit code 0\ninterrupted\n"
@@ -123,8 +123,8 @@ def test_goplugin_testing_leaves_its_process_alone(world: World, imports: str) -
     assert process.returncode == 0
 
 
-@pytest.mark.plain_only("no host is needed")
-@pytest.mark.threads_only("no plugin is started")
+@pytest.mark.plain_only("the test needs no host")
+@pytest.mark.threads_only("the test starts no plugin")
 def test_check_leaves_its_process_alone(world: World) -> None:
     process = world.run(sys.executable, "-m", "goplugin", "check", "--help", env={**world.env, **LEAKED})
     out, err = process.communicate(timeout=10)
@@ -133,29 +133,29 @@ def test_check_leaves_its_process_alone(world: World) -> None:
     assert not world.companions()
 
 
-@pytest.mark.plain_only("it has a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 @pytest.mark.parametrize("value", ["false", "False", "FALSE", "0", "f", "F", "", "no", "2", "tRUE"])
 def test_multiplexing_is_off_as_go_parses_it(world: World, value: str) -> None:
-    """Strconv.ParseBool; what it does not know is false."""
+    """As strconv.ParseBool does; a value that it does not know counts as false."""
     process = run(world, script=world.kv_plugin, PLUGIN_MULTIPLEX_GRPC=value)
     assert is_served(line(process))
     assert end(process)[0] == 0
 
 
-@pytest.mark.plain_only("it has a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 @pytest.mark.parametrize("value", ["true", "True", "TRUE", "1", "t", "T"])
 def test_multiplexing_is_on_as_go_parses_it(world: World, value: str) -> None:
     process = run(world, script=world.kv_plugin, PLUGIN_MULTIPLEX_GRPC=value)
     handshake = line(process)
     assert handshake.endswith("|true\n")
     assert not is_served(handshake)
-    process.send_signal(signal.SIGTERM)  # if the end of that caller has not ended it
+    process.send_signal(signal.SIGTERM)  # in case it did not leave with its caller
     process.communicate(timeout=10)
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
 def test_workers_outlive_what_a_callback_raises(fails: bool) -> None:
-    """SystemExit too: the thread stays, or is counted when it ends."""
+    """Even SystemExit: the thread lives on, or the pool notices its end."""
     pool = goplugin.Workers(2, 2)
 
     def leave(future: Future[Any]) -> None:
@@ -183,7 +183,7 @@ def test_workers_outlive_what_a_callback_raises(fails: bool) -> None:
 @pytest.mark.threads_only("a handler for threads")
 @pytest.mark.grpcio_only("pygrpc-native's folder stays behind")
 def test_dial_raises_what_its_docstring_names(world: World) -> None:
-    """Also when the companion, by which it connects, is gone."""
+    """Even when the companion, which makes the connection, is gone."""
     host = probe.start(world, auto_mtls=True)
     host.ask("accept", broker=1)
     time.sleep(0.2)  # its address arrives
@@ -197,9 +197,9 @@ def test_dial_raises_what_its_docstring_names(world: World) -> None:
 MIB = 1 << 20
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries manage memory differently")
 @pytest.mark.plain_only("the companion does not keep messages")
-@pytest.mark.grpcio_only("pygrpc-native has an allocator of its own")
+@pytest.mark.grpcio_only("pygrpc-native has its own allocator")
 def test_the_memory_of_many_large_messages_is_given_back(world: World) -> None:
     host = probe.start(world)
     plugin = world.plugin()
@@ -209,7 +209,7 @@ def test_the_memory_of_many_large_messages_is_given_back(world: World) -> None:
 
 @pytest.mark.parametrize("does", on_asyncio.CONNECTS)
 def test_the_event_loop_never_waits_for_the_companion(world: World, does: str) -> None:
-    """Other handlers go on while the companion, which has to help with a connection, is slow."""
+    """Other handlers go on while a slow companion makes a connection."""
     if not world.on_asyncio:
         world.on_asyncio = True
         world.env["PROBE_ON_ASYNCIO"] = "yes"
@@ -227,7 +227,7 @@ def varint(number: int) -> bytes:
 
 
 def name_address(host: Host, service_id: int, address: str) -> None:
-    """Have the host say that it serves the id there, on a stream of the broker's of its own."""
+    """Have the host announce, on another broker stream, that it serves the id at the address."""
     host.ask("open", stream=service_id, method="/plugin.GRPCBroker/StartStream")
     text = address.encode()
     info = b"\x08" + varint(service_id) + b"\x12\x03tcp\x1a" + varint(len(text)) + text
@@ -236,7 +236,7 @@ def name_address(host: Host, service_id: int, address: str) -> None:
 
 @contextlib.contextmanager
 def forwarder(path: Path) -> Iterator[int]:
-    """A port of localhost that leads to the Unix socket, for one connection."""
+    """Forward one connection from a port of localhost to the Unix socket; yields the port."""
 
     def forward() -> None:
         with contextlib.suppress(OSError):
@@ -275,31 +275,31 @@ def test_dial_where_the_host_names_a_host_name(world: World) -> None:
 
 @contextlib.contextmanager
 def silent_nameserver() -> Iterator[str]:
-    """A nameserver that never answers; its address."""
+    """Run a nameserver that never answers; yields its address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         for last in range(2, 250):
             with contextlib.suppress(OSError):
                 server.bind((f"127.77.0.{last}", 53))
                 break
         else:
-            pytest.skip("no port 53 for a nameserver")
+            pytest.skip("port 53 is not free for a nameserver, or this user may not listen on it")
         yield server.getsockname()[0]
 
 
 def test_a_name_that_is_not_resolved_delays_nobody(world: World) -> None:
-    """Under AutoMTLS, where all calls pass the process that looks for it."""
+    """Under AutoMTLS, where the process that resolves the name also carries all calls."""
     plugin = shlex.join([sys.executable, str(probe.PLUGIN)])
     with silent_nameserver() as nameserver:
         resolv = world.folder / "resolv.conf"
         resolv.write_text(f"nameserver {nameserver}\noptions timeout:4 attempts:1\n")
         mount = f"mount --bind {shlex.quote(str(resolv))} /etc/resolv.conf"
         if world.run("unshare", "--mount", "sh", "-c", mount).wait(10):
-            pytest.skip("no namespaces here")
+            pytest.skip("this user may not make namespaces")
         command = ["unshare", "--mount", "sh", "-c", f"{mount} && exec {plugin}"]
         host = probe.start(world, cmd=command, auto_mtls=True, multiplex=False)
         name_address(host, 9, "name.invalid:1234")
         call = host.begin("call", method="/probe.Probe/dial", message=b'[9, "x", 1]')
-        time.sleep(0.3)  # by now it looks for the name
+        time.sleep(0.3)  # by now it is resolving the name
         begin = time.monotonic()
         for number in range(5):
             assert probe.do(host, Probe.echo, number, seconds=10) == number
@@ -328,15 +328,15 @@ plugin.main()
 """
 
 
-@pytest.mark.plain_only("it has a host of its own, with AutoMTLS")
-@pytest.mark.threads_only("what fails is the companion's")
+@pytest.mark.plain_only("the test plays the host, with AutoMTLS")
+@pytest.mark.threads_only("the failure is in the companion")
 @pytest.mark.parametrize(
     ("function", "error"),
     [("accept", errno.EPROTO), ("accept", errno.EHOSTUNREACH), ("setsockopt", errno.EINVAL)],
     ids=["accept as on Linux", "accept of an unreachable caller", "setsockopt as on macOS"],
 )
 def test_a_connection_that_fails_is_not_anothers_fault(world: World, tmp_path: Path, function: str, error: int) -> None:
-    """As a caller that has left again may fail. Who is still in the handshake goes on with it."""
+    """accept() and setsockopt() can fail for a caller that has left. Other callers finish their handshakes."""
     script = world.folder / "fails.py"
     script.write_text(FAILS_FOR_A_CALLER.replace("FUNCTION", repr(function)).replace("ERROR", str(error)))
     path = make_certificate(tmp_path, "host")
@@ -344,7 +344,7 @@ def test_a_connection_that_fails_is_not_anothers_fault(world: World, tmp_path: P
     address = ("127.0.0.1", int(line(process).split("|")[3].rpartition(":")[2]))
     with socket.create_connection(address, timeout=10) as innocent:
         connection = client_context(path).wrap_socket(innocent, do_handshake_on_connect=False)
-        time.sleep(0.2)  # it has been accepted
+        time.sleep(0.2)  # until the companion has accepted it
         (world.folder / "fail").touch()
         for _ in range(3):
             with socket.create_connection(address, timeout=0.3) as stranger, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Started by hand with --debug: a host, and a second one, attach to the plugin."""
+"""A developer starts the plugin with --debug, and hosts attach to it."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from docs import console_block
 
 
 def debug(world: World, *arguments: str) -> tuple["subprocess.Popen[bytes]", dict[str, Any]]:
-    """The plugin, as a developer starts it, and what it prints for the host."""
+    """Start the plugin as a developer does. Returns its process, and what it prints for the host."""
     process = world.run(sys.executable, world.kv_plugin, "--debug", *arguments)
     assert process.stdout
     return process, json.loads(process.stdout.readline())
 
 
-@pytest.mark.grpcio_only("killed, it leaves pygrpc-native's folder behind")
+@pytest.mark.grpcio_only("a killed plugin leaves pygrpc-native's folder behind")
 @pytest.mark.windows
 def test_what_the_host_needs(world: World) -> None:
     process, printed = debug(world, "registry.terraform.io/me/kv")
@@ -48,9 +48,9 @@ def test_what_readme_shows(world: World) -> None:
     assert re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:40013", printed) == line + "\n"
 
 
-@pytest.mark.grpcio_only("killed, it leaves pygrpc-native's folder behind")
+@pytest.mark.grpcio_only("a killed plugin leaves pygrpc-native's folder behind")
 def test_with_a_hosts_variables_too(world: World) -> None:
-    """A developer may choose the version, or the kind of address, as a host does."""
+    """A developer may choose the version or the kind of address, as a host does."""
     world.env |= {"PLUGIN_PROTOCOL_VERSIONS": "1", "PLUGIN_UNIX_SOCKET_DIR": str(world.folder)}
     _, printed = debug(world)
     assert printed["plugin"]["Addr"]["Network"] == "unix"
@@ -65,7 +65,7 @@ def test_hosts_attach_together_and_in_turn(world: World, stop: signal.Signals) -
         host.ask("start")
     put(first, "k", b"v")
     assert get(second, "k") == b"v" + SUFFIX
-    first.close()  # its Kill() leaves the plugin alone: "Test" is true
+    first.close()  # its Kill() leaves the plugin alone, because "Test" is true
     assert get(second, "k") == b"v" + SUFFIX
     second.process.kill()
     third = world.host(reattach=config)
@@ -86,8 +86,8 @@ def test_a_host_that_is_not_testing_may_end_it(world: World) -> None:
 
 
 def test_under_a_debugger(world: World) -> None:
-    """pdb has the terminal: stdin, stdout and Ctrl-C are the developer's."""
-    ours = ["--"] * (sys.version_info < (3, 14))  # 3.13's pdb refuses --debug without it, 3.14's refuses it
+    """pdb has the terminal: the developer keeps stdin, stdout and Ctrl-C."""
+    ours = ["--"] * (sys.version_info < (3, 14))  # pdb of 3.13 refuses --debug without "--"; pdb of 3.14 refuses "--"
     command = [sys.executable, "-m", "pdb", "-c", "continue", *ours, str(world.kv_plugin), "--debug"]
     process = world.run(*command, stdin=subprocess.PIPE)
     assert process.stdout
@@ -108,11 +108,11 @@ def test_it_logs_for_a_person(world: World) -> None:
     assert err.decode() == f"DEBUG:goplugin:{world.serves}\nDEBUG:goplugin:leaving: Ctrl-C\n"
 
 
-@pytest.mark.threads_only("a script of its own")
-@pytest.mark.grpcio_only("a script of its own")
+@pytest.mark.threads_only("the test has its own script")
+@pytest.mark.grpcio_only("the test has its own script")
 @pytest.mark.parametrize("level", ["", "WARNING"])
 def test_the_plugins_records_for_a_person(world: World, level: str) -> None:
-    """From info on, as under a host; a level that the plugin's code sets stays."""
+    """Records from info on, as under a host. A level that the plugin's code sets stays."""
     script = world.folder / "plugin.py"
     lines = ["import goplugin, logging", f"level = {level!r}", "if level:", "    logging.root.setLevel(level)"]
     lines += ["goplugin.Plugin(goplugin.HandshakeConfig([1], 'A', 'b'))"]

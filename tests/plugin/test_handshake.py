@@ -40,9 +40,9 @@ def is_free(port: int) -> bool:
 
 
 def test_two_plugins_never_share_a_port(world: World) -> None:
-    """Sixteen at once in a range of sixteen: each gets one, and the seventeenth a clear error."""
-    # Neither what the hosts of other tests give their plugins, nor what the system gives to those who name no port, nor
-    # what this test has at the same time in another process of pytest's.
+    """Sixteen plugins share a range of sixteen ports: each gets one, and a seventeenth a clear error."""
+    # A range that nothing else uses: not the ports that the hosts of other tests give their plugins, not the ports that
+    # the system gives to programs that name none, and not the range of this test in another pytest process.
     first = 25008 + 800 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     low = next(low for low in range(first, first + 800, 16) if all(is_free(port) for port in range(low, low + 16)))
 
@@ -156,7 +156,7 @@ def test_the_host_says_that_no_version_is_common(world: World) -> None:
 
 @pytest.mark.windows
 def test_stray_output_never_breaks_the_handshake(world: World) -> None:
-    """Neither at import, by print, write(1), a C library, a child and a shell, nor later, 1 MB of it."""
+    """Neither output at import (print, write(1), a C library, a child, a shell) nor 1 MB of it later."""
     world.env["PROBE_NOISY"] = "1"
     host = probe.start(world)
     for text in ("stray print", "stray write", "stray line of a C", "stray line of a child", "stray line of a shell"):
@@ -175,7 +175,7 @@ def test_a_tool_that_imports_the_plugin_sees_nothing_happen(world: World) -> Non
 
 @pytest.mark.windows
 def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
-    """It inherits neither what the host said to us, nor what we made of stdout."""
+    """It inherits neither the host's variables nor the plugin's changes to stdout."""
     child = "import goplugin, signal; print('result', signal.getsignal(signal.SIGINT).__name__)"
     code = f"import goplugin, os, subprocess, sys; out = subprocess.check_output([sys.executable, '-c', {child!r}])"
     process = world.run(
@@ -190,7 +190,7 @@ def test_a_child_that_imports_goplugin_is_no_plugin(world: World) -> None:
 
 @pytest.mark.parametrize("closed", ["0<&-", "2>&-"])
 def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
-    """The kept stdout does not take the place of stdin or stderr, where stray output would reach it."""
+    """The saved copy of stdout does not become descriptor 0 or 2, where stray output would reach it."""
     world.env["PROBE_NOISY"] = "1"
     command = f"{shlex.join([sys.executable, str(probe.PLUGIN)])} {closed}"
     host = probe.start(world, cmd=["sh", "-c", command])
@@ -200,7 +200,7 @@ def test_started_with_a_closed_descriptor(world: World, closed: str) -> None:
 
 @pytest.mark.windows
 def test_a_line_that_would_end_the_host(world: World) -> None:
-    """JSON with "@message" and its like, not strings: the host panics on it. No print of ours is read as such."""
+    """The host panics on JSON whose "@message" is not a string. It never takes the plugin's output for such JSON."""
     world.env["PROBE_NOISY"] = "json"
     host = probe.start(world)
     assert host.logged('> {"@message": 1}')
@@ -220,7 +220,7 @@ def test_arguments_of_the_host_are_left_alone(world: World) -> None:
 
 @pytest.mark.windows
 def test_stdin_is_left_alone(world: World) -> None:
-    """The host passes its own stdin on; what stands in it is for others."""
+    """The host passes its own stdin on; its contents are not for goplugin."""
     read, write = os.pipe()
     os.write(write, b"for the plugin's own code\n")
     process = world.run(sys.executable, world.kv_plugin, stdin=read, env={**world.env, **HOSTS_VARIABLES})

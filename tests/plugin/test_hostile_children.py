@@ -1,4 +1,4 @@
-"""Child processes that do what they should not: what they write is data, and what they inherit is their parent's."""
+"""Misbehaving child processes: what they write is only data, and what they inherit still belongs to the plugin."""
 
 import contextlib
 import socket
@@ -22,7 +22,7 @@ NO_TOKEN, _, RIGHT_TOKEN = children.TOKENS
 
 
 def write_frames(host: Host, token: str, *frames: str, times: int = 1, size: int = 0) -> None:
-    """Have a child of the plugin write the frames, so many times, with that many more bytes in each."""
+    """Have a child of the plugin write the frames `times` times, each with `size` more bytes."""
     probe.act(host, children.run_one_that_writes_frames, token, list(frames), times, size)
 
 
@@ -37,14 +37,14 @@ def named(world: World, name: str) -> list[psutil.Process]:
 
 @pytest.fixture
 def sleeps(world: World) -> Iterator[Callable[[], list[psutil.Process]]]:
-    """The processes of the test that sleep; they are ended after it."""
+    """Lists the test's sleep processes; the fixture ends them after the test."""
     yield lambda: named(world, "sleep")
     for process in named(world, "sleep"):
         process.kill()
 
 
 def says(host: Host, text: str) -> bool:
-    """Whether the text arrives in the host's log; it is on its way already."""
+    """Whether the text, which is already written, arrives in the host's log."""
     return bool(eventually(lambda: host.logged_now(text), 5))
 
 
@@ -52,7 +52,7 @@ def says(host: Host, text: str) -> bool:
 def test_a_child_that_writes_pids_ends_nobody(
     world: World, sleeps: Callable[[], list[psutil.Process]], token: str
 ) -> None:
-    """Nobody kills what a pid in a text names: the host, the plugin, process 1, a stranger, or the child itself."""
+    """A pid in a text kills no process: not the host, the plugin, the companion, process 1 or the child itself."""
     host = probe.start(world)
     child = psutil.Process(probe.act(host, children.start_one_that_becomes_sleep))
     for pid in (host.process.pid, world.plugin().pid, world.companion().pid, 1, child.pid):
@@ -72,7 +72,7 @@ RECORDS = ['{"@message":5}', '{"@message":"m","@level":{}}', '{"@message":"m","@
 @pytest.mark.parametrize("token", [NO_TOKEN, RIGHT_TOKEN])
 @pytest.mark.windows
 def test_a_record_of_a_child_cannot_end_the_host(world: World, token: str, frames: str) -> None:
-    """It is checked as a line is, when it is whole."""
+    """The companion checks a whole record as it checks a line."""
     host, right = probe.start(world), token == RIGHT_TOKEN
     for number, record in enumerate(RECORDS):
         half = 6 if frames == "two frames" else 0
@@ -87,18 +87,18 @@ def test_a_record_of_a_child_cannot_end_the_host(world: World, token: str, frame
 
 @pytest.mark.parametrize("kind", children.IN_A_FORK)
 def test_a_fork_in_a_fork_keeps_its_files(world: World, kind: str) -> None:
-    """The numbers that the host's pipes had in the plugin are those of other files there."""
+    """In the inner fork, other files have the descriptor numbers that the host's pipes had in the plugin."""
     host = probe.start(world)
     assert probe.act(host, children.fork_in_a_fork, kind, seconds=20) == 0
     assert probe.do(host, Probe.echo, 1) == 1
 
 
-UNFINISHED = {"one record": range(1), "thirty records": range(30)}  # of 10 MB, or of 1 MB each
+UNFINISHED = {"one record": range(1), "thirty records": range(30)}  # one of 10 MB, or 30 of 1 MB
 
 
 @pytest.mark.parametrize("kind", UNFINISHED)
 def test_records_without_an_end_cost_little(world: World, kind: str) -> None:
-    """Neither the companion's time, while the host calls, nor its memory."""
+    """The companion spends little time and memory on them, and the host's calls are not delayed."""
     host = probe.start(world, auto_mtls=True)
     companion = world.companion()
     time_before, memory_before = sum(companion.cpu_times()[:2]), companion.memory_info().rss
@@ -120,7 +120,7 @@ def test_records_without_an_end_cost_little(world: World, kind: str) -> None:
 
 
 def refuses(name: str, port: int) -> bool:
-    """Whether nobody listens there."""
+    """Whether nobody listens on the port."""
     try:
         socket.create_connection((name, port), timeout=4).close()
     except ConnectionRefusedError:
@@ -129,7 +129,7 @@ def refuses(name: str, port: int) -> bool:
 
 
 def test_a_fork_does_not_keep_the_hosts_connection(world: World) -> None:
-    """When the plugin is killed, the host's calls fail at once and nobody listens. The author's sockets stay open."""
+    """After the plugin is killed, the host's calls fail at once and nobody listens. The author's sockets stay open."""
     host = probe.start(world)
     pid, text = probe.act(host, children.fork_one_with_a_socket)
     assert text == "the child has it"
@@ -151,7 +151,7 @@ def test_a_fork_does_not_keep_the_hosts_connection(world: World) -> None:
 
 
 def test_sockets_of_other_kinds_do_not_stand_in_the_way() -> None:
-    """An abstract Unix socket has bytes for a name, and comes first here."""
+    """The name of an abstract Unix socket is bytes; here it has the lowest descriptor."""
     with socket.socket(socket.AF_UNIX) as abstract, socket.create_server(("127.0.0.1", 0)) as listener:
         abstract.bind(f"\0goplugin-{uuid.uuid4()}")
         port = listener.getsockname()[1]
@@ -162,7 +162,7 @@ def test_sockets_of_other_kinds_do_not_stand_in_the_way() -> None:
 
 @pytest.mark.parametrize("ways", [["fork"], ["spawn", "forkserver"]], ids=", ".join)
 def test_what_workers_start_lives_on(world: World, sleeps: Callable[[], list[psutil.Process]], ways: list[str]) -> None:
-    """The workers end with the plugin; other programs that they run do not, however they were started."""
+    """The workers end with the plugin. The programs that they have started do not, however they started them."""
     host = probe.start(world)
     workers = [psutil.Process(pid) for pid in probe.act(host, children.start_workers_that_start_programs, ways)]
     assert eventually(lambda: len(sleeps()) == 2 * len(ways), 10)
@@ -182,7 +182,7 @@ IN_A_FORK_OF_MAIN = {
 
 @pytest.mark.parametrize("kind", IN_A_FORK_OF_MAIN)
 def test_a_fork_of_main_tells_the_host_nothing(world: World, kind: str) -> None:
-    """What it says before the handshake line goes to the log, not into the files that it has opened."""
+    """What the fork says before the handshake line goes to the log, not into the files that it has opened."""
     script = world.folder / "forks.py"
     fork = f"""import os
 line = plugin.listen(server)
@@ -208,7 +208,7 @@ ENDS_IN_A_FORK_OF_MAIN = {
 
 @pytest.mark.parametrize("kind", ["subprocess", *ENDS_IN_A_FORK_OF_MAIN])
 def test_the_end_of_a_child_is_not_the_plugins(world: World, kind: str) -> None:
-    """What ends it is logged, but not as what ends the plugin."""
+    """The log shows why the child ended, but not as the end of the plugin."""
     if kind in ENDS_IN_A_FORK_OF_MAIN:
         script = world.folder / "forks.py"
         fork = f"import os\nif os.fork() == 0: {ENDS_IN_A_FORK_OF_MAIN[kind]}\nos.wait()\nplugin.wait()\n"
@@ -224,7 +224,7 @@ def test_the_end_of_a_child_is_not_the_plugins(world: World, kind: str) -> None:
 
 @pytest.mark.parametrize("action", [own_process.print_at_exit, own_process.write_at_exit])
 def test_what_exit_handlers_write_is_no_reason(world: World, action: Callable[[Call], None]) -> None:
-    """It is a line of the log, as what they print to stdout is."""
+    """What they write to stderr becomes a line of the log, as does what they print to stdout."""
     host = probe.start(world)
     probe.act(host, action)
     assert host.ask("kill")["seconds"] < 1.9
@@ -250,7 +250,7 @@ def test_what_exit_handlers_write_is_not_part_of_the_reason(world: World) -> Non
 
 
 def test_threads_without_python_code_print_to_the_host(world: World) -> None:
-    """As those of C libraries do that call a function of Python's: it is as with every other print."""
+    """C libraries have such threads, which call Python functions. The host gets their output as any other."""
     host = probe.start(world)
     probe.act(host, own_process.write_in_a_thread_without_python_code)
     assert eventually(lambda: host.ask("stdio")["stderr"] == b"some words\n", 5)

@@ -27,9 +27,9 @@ def test_values_are_bytes(world: World, value: bytes) -> None:
     assert hashlib.sha256(get(host, "hello")).digest() == hashlib.sha256(value + SUFFIX).digest()
 
 
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("go-plugin's example has its own host")
 def test_go_plugins_own_command(world: World, example: Callable[[str], Path]) -> None:
-    """The README's command, and files interchangeable with the Go plugin's, both ways."""
+    """README's command works, and the Python and Go plugins read each other's files."""
     python, go = shlex.join([sys.executable, str(world.kv_plugin)]), str(example("grpc/plugin-go-grpc"))
 
     def kv(plugin: str, *arguments: str) -> str:
@@ -69,7 +69,7 @@ def test_put_killed_midway_leaves_the_old_value(world: World) -> None:
 
 @pytest.mark.slow
 def test_16_puts_at_once_leave_one_of_them(world: World) -> None:
-    """And whoever reads meanwhile finds one whole value, of those of quite different lengths."""
+    """A reader meanwhile finds one whole value; their lengths differ widely."""
     host = world.started()
     values = [bytes([65 + number]) * (1 << number + 8) for number in range(16)]
     put(host, "k", values[0])
@@ -120,7 +120,7 @@ def test_keys_stay_in_the_folder(world: World) -> None:
 
 @pytest.mark.windows
 def test_no_key_replaces_the_plugins_own_code(world: World) -> None:
-    """Run as people run it, from its own folder: it still starts after Puts to keys that name its files."""
+    """Run from its own folder, the plugin still starts after Puts to keys that look like its file names."""
     for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):
         shutil.copy(ROOT / name, world.folder)
     before = {file.name: file.read_bytes() for file in world.folder.iterdir()}
@@ -150,7 +150,7 @@ def test_errors_say_what_is_wrong(world: World) -> None:
 
 
 def test_full_disk(world: World) -> None:
-    """A real one, of 64 KiB, in a mount namespace of the plugin's own."""
+    """The disk is a real file system of 64 KiB, in a new mount namespace."""
     command = shlex.join([sys.executable, str(world.kv_plugin)])
     mount = f"mount -t tmpfs -o size=64k none {shlex.quote(str(world.folder))} && cd . && cd $PWD && exec {command}"
     host = world.started(cmd=["unshare", "--map-root-user", "--mount", "sh", "-c", mount])
@@ -161,7 +161,7 @@ def test_full_disk(world: World) -> None:
     put(host, "other", b"v" * 40_000)  # the failed Put gave its space back
 
 
-@pytest.mark.grpcio_only("by then the plugin cannot read its modules")
+@pytest.mark.grpcio_only("pygrpc-native's plugin could not read its modules by then")
 @pytest.mark.plain_only("the plugin becomes another user, whom the companion's folder keeps out")
 def test_no_permission(world: World) -> None:
     (world.folder / "kv_secret").write_bytes(b"secret")

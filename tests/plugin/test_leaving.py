@@ -1,4 +1,4 @@
-"""The plugin leaves, and says why, also when the companion is gone or something in the way of leaving fails."""
+"""The plugin leaves and says why, even when the companion is gone or a step of leaving fails."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def kill_companion(world: World) -> None:
 
 @pytest.mark.parametrize("says", ["pass", "print('hello')", "sys.stderr.write('hello')"])
 def test_without_its_companion_the_plugin_does_not_start(world: World, says: str, tmp_path: Path) -> None:
-    """It was killed while the plugin was being imported. The log says so, whatever the plugin prints."""
+    """The companion is killed during the plugin's import. The log says so, whatever the plugin prints."""
     script = world.folder / "before.py"
     script.write_text(BEFORE_PLUGIN.replace("SAYS", says).replace("PLUGIN", repr(str(world.kv_plugin))))
     asked = {"PLUGIN_MULTIPLEX_GRPC": "true"} if world.multiplexed else {}
@@ -43,7 +43,7 @@ def test_without_its_companion_the_plugin_does_not_start(world: World, says: str
         asked["PLUGIN_CLIENT_CERT"] = certificate_in(make_certificate(tmp_path, "host"))
     process = run(world, script=script, **asked)
     world.companion()
-    time.sleep(0.5)  # by now it has made the certificate; the plugin knows its folder
+    time.sleep(0.5)  # by now the companion has made the certificate, and the plugin knows the folder
     kill_companion(world)
     (world.folder / "go on").touch()
     _, err = process.communicate(timeout=10)
@@ -58,7 +58,7 @@ def test_without_its_companion_the_plugin_does_not_start(world: World, says: str
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.windows
 def test_the_plugin_leaves_when_its_companion_dies(world: World, busy: bool) -> None:
-    """It has no other world to live in."""
+    """The plugin cannot work without its companion."""
     host = probe.start(world)
     if busy:
         host.begin("call", method="/probe.Probe/sleep", message=b"30")
@@ -75,7 +75,7 @@ CLOSES = {
 
 
 def close_descriptors(host: Host, action: Callable[[Call], None]) -> None:
-    """The answer does not come back if the connection is among them."""
+    """Run the action; its answer is lost if it closes the connection to the host."""
     with contextlib.suppress(CallError):
         probe.act(host, action, seconds=3)
 
@@ -83,11 +83,11 @@ def close_descriptors(host: Host, action: Callable[[Call], None]) -> None:
 @pytest.mark.grpcio_only("pygrpc-native has other descriptors")
 @pytest.mark.parametrize("closes", CLOSES)
 def test_sigterm_ends_a_plugin_that_closed_what_is_not_its_own(world: World, closes: str) -> None:
-    """As daemons once did. What the plugin needs for leaving may be among it."""
+    """As old daemons did. The plugin may need some of those descriptors in order to leave."""
     host = probe.start(world)
     plugin = world.plugin()
     close_descriptors(host, CLOSES[closes])
-    with contextlib.suppress(psutil.NoSuchProcess):  # it may have left at once
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may have left already
         plugin.send_signal(signal.SIGTERM)
     assert world.gone()
     remove_sockets(world)
@@ -96,7 +96,7 @@ def test_sigterm_ends_a_plugin_that_closed_what_is_not_its_own(world: World, clo
 @pytest.mark.grpcio_only("pygrpc-native has other descriptors")
 @pytest.mark.parametrize("closes", ["an old habit", "all pipes"])
 def test_shutdown_ends_a_plugin_that_closed_what_is_not_its_own(world: World, closes: str) -> None:
-    """And the host does not have to kill it."""
+    """The host does not have to kill it."""
     host = probe.start(world)
     close_descriptors(host, CLOSES[closes])
     assert host.ask("kill")["seconds"] < 4
@@ -106,7 +106,7 @@ def test_shutdown_ends_a_plugin_that_closed_what_is_not_its_own(world: World, cl
 
 
 def remove_sockets(world: World) -> None:
-    """Who has lost the descriptors of the companion may leave its folder behind."""
+    """A plugin that has closed its connection to the companion may leave the folder of sockets behind."""
     for folder in world.temporary.glob("*plugin*"):
         shutil.rmtree(folder)
 
@@ -147,7 +147,7 @@ def test_a_socket_that_cannot_be_removed_does_not_keep_the_plugin(world: World, 
 
 
 def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
-    """Nobody reads it. But the companion is there: the plugin stays."""
+    """Nobody reads that pipe. The companion is still there, so the plugin stays."""
     host = probe.start(world)
     assert probe.act(host, own_process.log_into_a_pipe_that_nobody_reads, seconds=5) == "it went on"
     probe.do(host, Probe.log, [40, "and still logs", {}])
@@ -158,7 +158,7 @@ def test_a_pipe_of_the_plugins_own_in_the_place_of_stderr(world: World) -> None:
 
 @pytest.mark.grpcio_only("pygrpc-native has other descriptors")
 def test_other_files_in_the_place_of_its_pipes(world: World) -> None:
-    """They are always ready to be read. The plugin leaves, instead of looking at them for ever."""
+    """Such files are always readable. The plugin leaves instead of polling them for ever."""
     host = probe.start(world)
     close_descriptors(host, own_process.open_files_in_place_of_pipes)
     assert world.gone()

@@ -1,4 +1,4 @@
-"""When the plugin leaves, and that nothing of it stays."""
+"""When the plugin leaves, and that it leaves nothing behind."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ from probe_plugin import Probe
 
 import kv_pb2
 
-SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("there is no sh"))]
+SHELL = [pytest.param(False, id=""), pytest.param(True, id="sh", marks=pytest.mark.unix_only("Windows has no sh"))]
 
 
 @pytest.mark.parametrize("shell", SHELL)
@@ -48,7 +48,7 @@ def test_gone_when_the_host_is_killed_during_a_call(world: World) -> None:
 
 
 def test_gone_when_the_shell_between_is_killed(world: World) -> None:
-    """As Kill() does after 2 s: it ends the process that the host started, and waits for the pipes to close."""
+    """After 2 s, Kill() kills the process that the host started (here the shell) and waits for the pipes to close."""
     host = world.started(shell=True)
     shell = next(process for process in world.processes() if process.name() in ("sh", "dash"))
     shell.kill()
@@ -57,11 +57,11 @@ def test_gone_when_the_shell_between_is_killed(world: World) -> None:
 
 
 def test_sigint_is_the_hosts(world: World) -> None:
-    """Ctrl-C reaches the whole process group, from the first moment on."""
+    """The plugin leaves Ctrl-C, which reaches the whole process group, to the host from the first moment."""
     host = world.host()
     started = host.begin("start")
     (plugin,) = eventually(lambda: world.plugins()[:1])
-    # From `import goplugin` on, which soon takes stdout too; before that it is Python itself that still starts.
+    # Wait until `import goplugin` has taken stdout: before that, Python itself is still starting.
     stdout, stderr = (Path(f"/proc/{plugin.pid}/fd/{fd}") for fd in (1, 2))
     assert eventually(lambda: stdout.readlink() == stderr.readlink())
     for _ in range(50):
@@ -76,7 +76,7 @@ def test_sigint_is_the_hosts(world: World) -> None:
     assert "Traceback" not in "".join(record["@message"] for record in host.log())
 
 
-@pytest.mark.plain_only("no host in it")
+@pytest.mark.plain_only("the test needs no host")
 def test_sigint_is_ignored_before_anything_else_is_imported(world: World) -> None:
     code = "import sys; sys.modules.update(dict.fromkeys(['goplugin.standard_streams'])); import signal\n"
     code += "try: import goplugin\nexcept ImportError: print(signal.getsignal(signal.SIGINT)(2, None))"
@@ -90,7 +90,7 @@ def test_children_of_the_plugin_hear_sigint(world: World) -> None:
 
 @pytest.mark.windows
 def test_calls_in_flight_may_finish(world: World) -> None:
-    """Shutdown is answered at once; the handler still has time to end what it began."""
+    """The plugin answers Shutdown at once; the handler still has time to finish."""
     host = probe.start(world)
     done = world.folder / "done"
     host.begin("call", method="/probe.Probe/sleep_then_write", message=probe.message([0.8, str(done)]))
@@ -120,7 +120,7 @@ def test_sigterm_that_another_thread_gets(world: World) -> None:
 @pytest.mark.parametrize("stuck", ["sleep", "hold_thread"])
 @pytest.mark.windows
 def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
-    """A handler that never returns, or a thread of the plugin's that Python would wait for: gone before the 2 s."""
+    """A stuck handler, or a thread that Python would wait for: the plugin still leaves within Kill()'s 2 s."""
     host = probe.start(world)
     call = host.begin("call", method=f"/probe.Probe/{stuck}", message=b"3600" if stuck == "sleep" else b"null")
     time.sleep(0.3)
@@ -132,7 +132,7 @@ def test_what_is_stuck_does_not_keep_it(world: World, stuck: str) -> None:
 
 
 def test_a_host_that_leaves_is_no_sigpipe(world: World) -> None:
-    """In a frozen program Python may not ignore SIGPIPE: that killed the companion before it removed the sockets."""
+    """A frozen program may not ignore SIGPIPE, which then killed the companion before it removed the sockets."""
     script = world.folder / "frozen.py"
     script.write_text(
         "import signal\n\nsignal.signal(signal.SIGPIPE, signal.SIG_DFL)\n\nimport goplugin\n\nimport plugin\n\n"
@@ -155,7 +155,7 @@ def test_a_host_that_leaves_is_no_sigpipe(world: World) -> None:
 
 @pytest.mark.plain_only("go-plugin cannot reattach with AutoMTLS")
 def test_stays_when_told_to(world: World) -> None:
-    """For hosts that end and reattach: neither the host's end nor the shell's is a reason; Shutdown still is."""
+    """For hosts that end and reattach: the plugin survives the host and the shell, but still leaves on Shutdown."""
     world.env["PROBE_STAYS"] = "1"
     host = probe.start(world, shell=True)
     answer = host.ask("call", method="/probe.Probe/echo", message=b"1")
@@ -176,14 +176,14 @@ def test_stays_when_told_to(world: World) -> None:
     second = probe.host(world, reattach=reattach)
     second.ask("start")
     assert probe.do(second, Probe.echo, "found again") == "found again"
-    probe.do(second, Probe.write_fd, [1, "nobody reads this\n", 1])  # nor does it fail
+    probe.do(second, Probe.write_fd, [1, "nobody reads this\n", 1])  # and it does not fail
     probe.do(second, Probe.log, [20, "nor this", {}])
     second.ask("kill")
     assert world.gone()
 
 
 def test_children_by_fork_are_not_the_plugin(world: World) -> None:
-    """multiprocessing ends them by SIGTERM, and what they print reaches the log."""
+    """multiprocessing can end them by SIGTERM, and their output reaches the log."""
     host = probe.start(world)
     assert probe.do(host, Probe.pool) == [1, 2, 3]
     assert probe.do(host, Probe.fork_and_print, "printed by a child") == 0
@@ -193,7 +193,7 @@ def test_children_by_fork_are_not_the_plugin(world: World) -> None:
 
 
 def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> None:
-    """As when a pool ends at once: its newest worker gets SIGTERM before Python is through with the fork."""
+    """If a pool ends at once, its newest worker gets SIGTERM before Python has finished the fork."""
     (world.folder / "early.py").write_text(
         "import os, runpy, signal\n"
         "os.register_at_fork(after_in_child=lambda: 'EARLY' in os.environ and os.kill(os.getpid(), signal.SIGTERM))\n"
@@ -208,7 +208,7 @@ def test_a_signal_to_a_child_that_is_just_made_is_the_childs(world: World) -> No
 
 @pytest.mark.windows
 def test_shutdown_is_heard_however_many_calls_there_are(world: World) -> None:
-    """More than there are threads: the host waits for its answer without a deadline."""
+    """There are more calls than threads, and the host waits for the answer without a deadline."""
     host = probe.start(world)
     for stream in range(520):
         probe.open_stream(host, stream, "/probe.Streams/hold")
@@ -225,7 +225,7 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
         host = probe.host(world, runner=True)
         with contextlib.suppress(CallError):
             host.ask("start")
-            host.ask("ping")  # its streams are open by now
+            host.ask("ping")  # by now the host has opened its streams
         assert world.gone()
         assert any(text in str(record) for record in host.log())
         for folder in world.folder.iterdir():
@@ -235,7 +235,7 @@ def test_a_plugin_that_fails_says_why_and_leaves_nothing(world: World) -> None:
 
 
 def test_children_do_not_hold_the_hosts_pipe(world: World) -> None:
-    """A child that lives on has none of our descriptors; nor has one by fork without exec our end of stdout."""
+    """A child that lives on has none of the plugin's descriptors; a fork without exec does not hold its stdout."""
     host = probe.start(world)
     assert set(probe.do(host, Probe.child, [])) <= {0, 1, 2, 3}
     forked = psutil.Process(probe.do(host, Probe.fork))
@@ -266,7 +266,7 @@ def test_idle_costs_no_wake_ups(world: World) -> None:
 
 @pytest.mark.windows
 def test_an_exception_in_a_handler(world: World) -> None:
-    """The caller gets a status with the message, the host's log the traceback, and the next call works."""
+    """The caller gets a status with the message, the host's log gets the traceback, and the next call works."""
     host = probe.start(world)
     with pytest.raises(CallError, match="Unknown.*it broke"):
         probe.do(host, Probe.fail, "it broke")

@@ -14,7 +14,7 @@ KiB = 1024
 
 
 def test_no_threads_left(world: World) -> None:
-    """As with `prlimit --nproc`: what is needed for leaving is there already."""
+    """As with `prlimit --nproc`. The threads that the plugin needs for leaving already exist."""
     host = probe.start(world)
     assert probe.act(host, own_process.use_up_the_threads) == "can't start new thread"
     host.begin("call", method="/probe.Probe/sleep", message=b"3600")
@@ -25,7 +25,7 @@ def test_no_threads_left(world: World) -> None:
 
 @pytest.mark.parametrize("size", [7 * KiB, 9 * KiB, 17 * KiB, 1024 * KiB])
 def test_metadata(world: World, size: int) -> None:
-    """In both directions: gRPC's own limit in Python is 8 KiB, in Go 16 MiB."""
+    """In both directions. gRPC's own limit is 8 KiB in Python and 16 MiB in Go."""
     host = probe.start(world)
     for _ in range(5):
         assert host.ask("call", method="/probe.Probe/echo", message=b"1", size=size)["message"] == b"1"
@@ -41,13 +41,13 @@ def test_a_long_error_text_over_the_broker(world: World, size: int) -> None:
         probe.do(host, Probe.dial, [1, "x", 1])
 
 
-@pytest.mark.grpcio_only("health checks share the handlers' pool there")
+@pytest.mark.grpcio_only("health checks share the handlers' pool on pygrpc-native")
 def test_health_and_reflection_answer_whatever_the_handlers_do(world: World) -> None:
     host = probe.start(world)
     probe.act(host, handlers.limit_threads, 40)
     with ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(host.begin("call", method="/probe.Probe/block", message=b"3600", repeat=60))
-        time.sleep(1)  # by now all threads are taken
+        time.sleep(1)  # until all threads are busy
         with pytest.raises(CallError, match="DeadlineExceeded"):
             probe.do(host, Probe.block, 0, seconds=0.5)
         for _ in range(3):
@@ -82,7 +82,7 @@ probe_plugin.main()
 
 
 @pytest.mark.threads_only("a script for threads")
-@pytest.mark.grpcio_only("pygrpc-native has one pool for all")
+@pytest.mark.grpcio_only("pygrpc-native has one pool for all methods")
 def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> None:
     script = world.folder / "wrapping.py"
     script.write_text(WRAPPING)
@@ -98,7 +98,7 @@ def test_an_interceptor_of_the_authors_takes_no_threads_away(world: World) -> No
 
 @pytest.mark.threads_only("a script for threads")
 def test_the_limit_can_be_raised(world: World) -> None:
-    """As docs/guide.md says."""
+    """As docs/guide.md describes."""
     script = world.folder / "raised.py"
     script.write_text(
         "import goplugin, plugin\nmake = goplugin.Plugin\n"
@@ -116,7 +116,7 @@ def test_the_limit_can_be_raised(world: World) -> None:
 
 @pytest.mark.threads_only("asyncio has no such threads")
 def test_64_handlers_that_wait(world: World) -> None:
-    """One after the other they would take 6.4 s; two at a time, 3.2."""
+    """One at a time they would take 6.4 s; two at a time, 3.2 s."""
     host = probe.start(world)
     probe.do(host, Probe.echo, 1)
     seconds = host.ask("call", method="/probe.Probe/sleep", message=b"0.1", repeat=64)["seconds"]
@@ -137,4 +137,4 @@ def test_idle_threads_do_not_wake_up(world: World) -> None:
 
     before = switches()
     time.sleep(2)
-    assert switches() - before < 150  # grpc's own threads wake up 30 to 60 times; a look every 10 ms would add 200
+    assert switches() - before < 150  # grpc's own threads wake up 30 to 60 times; polling every 10 ms would add 200

@@ -17,7 +17,7 @@ from goplugin.log import hclog_line
 
 
 def odd(world: World, case: str) -> dict[str, Any]:
-    """The one record that the host logged of the probe's odd case, with the plugin's @module."""
+    """The one record that the host logged for the probe's odd case, with the plugin's @module."""
     host = probe.start(world)
     probe.do(host, Probe.log_odd, case)
     probe.do(host, Probe.log, [logging.INFO, "after it", {}])
@@ -77,7 +77,7 @@ def test_a_big_record_is_cut_and_says_so(world: World) -> None:
         match = re.fullmatch(f"({letter}*)" + r"\.\.\. \((\d+) characters cut\)", value)
         assert match
         assert len(match[1]) + int(match[2]) == 1_000_000
-    assert len(record["@message"]) + len(record["pair"]) > 40_000  # no more than needed
+    assert len(record["@message"]) + len(record["pair"]) > 40_000  # it cuts no more than needed
 
 
 @pytest.mark.windows
@@ -97,7 +97,7 @@ def test_warnings(world: World) -> None:
 
 @pytest.mark.windows
 def test_uncaught_exceptions_everywhere(world: World) -> None:
-    """Of threads, of destructors, and of main; also once the plugin has configured its logging."""
+    """In threads, destructors and main, even after the plugin has configured its logging."""
     host = probe.start(world)
     probe.do(host, Probe.dict_config)
     with pytest.raises(CallError, match="in a handler"):
@@ -138,7 +138,7 @@ def test_level_follows_the_environment(world: World, setting: str, seen: list[in
 
 
 def test_timestamps_have_six_digits() -> None:
-    """What isoformat() drops, and the host then takes the line for plain text."""
+    """isoformat() drops zero microseconds, and the host would then take the line for plain text."""
     for seconds in (0.0, 1.0, 1_700_000_000.0, 1_700_000_000.999_999_9, 1_700_000_000.000_001):
         record = logging.makeLogRecord({"msg": "m", "levelno": logging.INFO, "created": seconds})
         stamp = json.loads(hclog_line(record))["@timestamp"]
@@ -161,7 +161,7 @@ BEFORE = "plugin = goplugin.Plugin(HANDSHAKE)"
 
 
 def configured(world: World, configuration: str) -> Host:
-    """A plugin that configures logging before it makes its Plugin, and logs after it has printed the line."""
+    """A plugin that configures logging before it makes its Plugin, and logs after it has printed the handshake line."""
     logs = "for level in (10, 20, 30, 40): logging.getLogger('a.library').log(level, 'level %s', level)"
     script = world.folder / "configured.py"
     text = RIGHT.replace(BEFORE, f"import logging\n{configuration}\n{BEFORE}")
@@ -199,7 +199,7 @@ ALL = [("level 10", "debug"), ("level 20", "info"), ("level 30", "warn"), ("leve
 def test_the_plugins_own_configuration_is_respected(
     world: World, configuration: str, expected: list[tuple[str, str]]
 ) -> None:
-    """Levels that it has set stay, and nothing is logged twice."""
+    """goplugin keeps the levels that the plugin has set, and logs nothing twice."""
     assert seen(configured(world, configuration)) == expected
 
 
@@ -209,10 +209,10 @@ def test_a_handler_of_the_plugins_own_stays(world: World) -> None:
 
 
 def test_libraries_do_not_flood_the_host(world: World) -> None:
-    """What one start and one call log, besides the host itself: goplugin's debug lines, and nothing of grpc's."""
+    """One start and one call log only goplugin's debug lines, and nothing of grpc's."""
     host = probe.start(world)
     probe.do(host, Probe.echo, 1)
     host.ask("kill")
     lines = [record for record in host.log() if not record["@module"].startswith("host")]
-    serves = world.serves  # tells a copy from a newer one
+    serves = world.serves  # names the version, so it differs between a copy and a newer goplugin
     assert [record["@message"] for record in lines] == [serves, "leaving: Shutdown"]

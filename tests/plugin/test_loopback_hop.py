@@ -1,4 +1,4 @@
-"""The private hop where Python has no Unix sockets: TLS on loopback, which nobody but companion and grpc can use."""
+"""Without Unix sockets in Python, companion and grpc talk over TLS on loopback, which nobody else can use."""
 
 import contextlib
 import os
@@ -30,18 +30,18 @@ def start(world: World) -> Host:
 
 
 def ports(process: psutil.Process) -> set[int]:
-    """Where it listens."""
+    """The ports on which the process listens."""
     connections = process.net_connections("tcp")
     found = {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
     if sys.platform == "win32" and not found:
-        pytest.skip("Wine does not tell who listens where")
+        pytest.skip("Wine does not list the ports of a process")
     return found
 
 
 def test_calls_pass(world: World) -> None:
     host = start(world)
     assert probe.do(host, Probe.echo, "x" * 5_000_000) == "x" * 5_000_000
-    assert not list(world.temporary.iterdir())  # no folder of sockets, and no key
+    assert not list(world.temporary.iterdir())  # neither a folder of sockets nor a key
     assert host.ask("kill")["seconds"] < 4
     assert world.gone()
 
@@ -49,7 +49,7 @@ def test_calls_pass(world: World) -> None:
 def test_the_broker_both_ways(world: World) -> None:
     host = start(world)
     for service_id in (5, 6):
-        if world.multiplexed:  # otherwise the host serves on a Unix socket, as on Windows it does not
+        if world.multiplexed:  # otherwise the host serves on a Unix socket, which it never does on Windows
             host.ask("accept", broker=service_id)
             assert probe.do(host, Probe.dial, [service_id, "x", 100_000]) == "the same"
         ours = probe.do(host, Probe.next_id)
@@ -60,12 +60,12 @@ def test_the_broker_both_ways(world: World) -> None:
 
 
 def is_let_in(port: int, world: World, who: str) -> bool:
-    """Whether a caller gets an answer of HTTP/2 there."""
+    """Whether such a caller gets an HTTP/2 answer on the port."""
     if who == "without TLS":
         with socket.create_connection(("127.0.0.1", port), timeout=15) as connection:
             connection.sendall(HTTP2)
             with contextlib.suppress(ConnectionError):
-                return connection.recv(1) not in (b"", b"\x15")  # an alert of TLS
+                return connection.recv(1) not in (b"", b"\x15")  # a TLS alert
             return False
     if who == "no certificate":
         return served(port, client_context(None))
@@ -86,7 +86,7 @@ def test_strangers_are_refused_by_grpc(world: World) -> None:
 
 def test_strangers_reach_nothing_by_what_the_plugin_dials(world: World) -> None:
     if world.on_asyncio or world.multiplexed:
-        pytest.skip("there, the listener is open for a moment only")
+        pytest.skip("the listener is open only for a moment there")
     host = start(world)
     with socket.create_server(("127.0.0.1", 0)) as served_by_host:
         served_by_host.settimeout(10)

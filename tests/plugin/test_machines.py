@@ -1,4 +1,4 @@
-"""Unusual machines and settings: the plugin starts where one in Go would, and says clearly why it cannot elsewhere."""
+"""Unusual machines and settings: the plugin starts wherever a Go plugin would; elsewhere it says why it cannot."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_no_companion_to_be_had(world: World, refused: str) -> None:
     assert not list(world.temporary.iterdir())
 
 
-@pytest.mark.grpcio_only("it breaks grpcio")
+@pytest.mark.grpcio_only("the script breaks grpcio")
 def test_grpc_cannot_listen(world: World) -> None:
     script = world.folder / "cannot.py"
     script.write_text(
@@ -66,9 +66,9 @@ def test_grpc_cannot_listen(world: World) -> None:
     assert world.gone()
 
 
-@pytest.mark.grpcio_only("pygrpc-native needs one")
+@pytest.mark.grpcio_only("pygrpc-native needs a temporary folder")
 def test_no_temporary_folder(world: World) -> None:
-    """A plain plugin needs none; with AutoMTLS or a host that multiplexes it says what to set."""
+    """A plain plugin needs none. Under AutoMTLS or multiplexing the plugin says what to set."""
     script = world.folder / "without.py"
     script.write_text(WITHOUT_FOLDERS)
     host = world.host(script)
@@ -82,7 +82,7 @@ def test_no_temporary_folder(world: World) -> None:
 
 
 def test_loopback_is_down(world: World) -> None:
-    """In a network namespace of its own: the plugin listens on a Unix socket, as one in Go does."""
+    """In a new network namespace, the plugin listens on a Unix socket, as a Go plugin does."""
     host = world.host(cmd=["unshare", "--net", sys.executable, PLUGIN])
     assert host.ask("start")["network"] == "unix"
     put(host, "k", b"v")
@@ -101,9 +101,9 @@ def test_the_broker_where_loopback_is_down(world: World) -> None:
 
 
 @pytest.mark.windows
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("the test plays the host")
 def test_a_host_that_closes_stdout_only(world: World) -> None:
-    """It is gone when nobody reads stderr, or the process that started the plugin is."""
+    """The plugin takes the host for gone when nobody reads stderr, or when its parent process has ended."""
     process = world.run(sys.executable, PLUGIN, env={**world.env, **HOSTS_VARIABLES})
     line(process)
     assert process.stdout
@@ -117,7 +117,7 @@ def test_a_host_that_closes_stdout_only(world: World) -> None:
 
 
 def test_a_host_that_gave_up_before_goplugin_was_imported(world: World) -> None:
-    """It kills the shell between, and then waits for the pipes, which the plugin holds."""
+    """The host kills the shell in between and then waits for the pipes, which the plugin holds."""
     script = world.folder / "slow.py"
     script.write_text("import time\ntime.sleep(2)\nimport plugin\nplugin.main()\n")
     host = world.host(script, shell=True, start_timeout=1)
@@ -127,9 +127,9 @@ def test_a_host_that_gave_up_before_goplugin_was_imported(world: World) -> None:
     assert host.logged("ended before `import goplugin`", **{"@level": "error"})
 
 
-@pytest.mark.plain_only("a host of its own")
+@pytest.mark.plain_only("the host makes no difference")
 def test_safe_path(world: World) -> None:
-    """python -P: the script's folder is no place for modules, as docs/guide.md explains."""
+    """With python -P, Python does not import from the script's folder; docs/guide.md explains it."""
     if sys.version_info < (3, 11):
         pytest.skip("Python 3.10 has no -P")
     del world.env["PYTHONPATH"]

@@ -1,4 +1,4 @@
-"""What authors of plugins do wrong: each mistake is told once, at error, in the host's log and in the host's error."""
+"""Mistakes of plugin authors: the plugin reports each one once, at level error, in the host's log and error."""
 
 import re
 import sys
@@ -11,8 +11,8 @@ from by_hand import HOSTS_VARIABLES
 from harness import ROOT, CallError, Host, World
 from kv import get, put
 
-# The line that is wrong, what stands there instead, and what the log says. After each of them the plugin has ended.
-# AWAIT is `await` on asyncio, and nothing on threads.
+# The right line, the wrong one that replaces it, and what the log says. Each of these mistakes ends the plugin.
+# AWAIT stands for `await` on asyncio, and for nothing on threads.
 ENDS = {
     "the handshake line is not printed": (
         "print(AWAIT plugin.listen(server), flush=True)",
@@ -142,9 +142,9 @@ def start(world: World, wrong: str, instead: str, right: str = RIGHT, **config: 
 
 
 def errors(host: Host) -> list[dict[str, Any]]:
-    """What the plugin logged at error."""
+    """What goplugin logged at level error."""
     found = [record for record in host.log() if record["@level"] == "error" and "goplugin" in record.get("@module", "")]
-    # What grpc.aio raises when a server is collected after its loop has closed, which happens now and then.
+    # Sometimes a grpc.aio server is collected after its loop has closed, and raises this.
     return [record for record in found if "Server.__del__" not in record["@message"]]
 
 
@@ -172,7 +172,7 @@ def test_the_plugin_ends_and_says_why(world: World, kind: str, mistake: str) -> 
     assert len(errors(host)) == 1
     if "Error: " in message:
         assert "Traceback" in record["stacktrace"]
-    # The same without a host that kills it as soon as it has read its first line.
+    # Once more without a host, which would kill the plugin as soon as it has read the first line.
     process = world.run(sys.executable, world.folder / "mistaken.py", env={**world.env, **HOSTS_VARIABLES})
     out, err = process.communicate(timeout=20)
     assert process.returncode == (0 if mistake in KEEPS_EXIT_CODE_0 else 1)
@@ -284,7 +284,7 @@ def test_misuse_with_debug_is_told_on_the_terminal(world: World) -> None:
 
 
 def test_the_cookie_alone(world: World) -> None:
-    """As a person may set it, to see the line: the plugin behaves as under a host that sets nothing else."""
+    """A person may set it to see the line. The plugin behaves as under a host that sets nothing else."""
     env = {**world.env, "BASIC_PLUGIN": "hello"}
     process = world.run(sys.executable, ROOT / "plugin.py", env=env)
     assert process.stdout
@@ -298,7 +298,7 @@ def test_the_cookie_alone(world: World) -> None:
 
 
 def test_without_its_packages_it_says_so(world: World) -> None:
-    """Python without site-packages; to a person on stderr, to a host in its log and its error."""
+    """In Python without site-packages: a person reads it on stderr, a host in its log and its error."""
     process = world.run(sys.executable, "-S", ROOT / "plugin.py")
     out_bytes, err_bytes = process.communicate(timeout=20)
     assert (process.returncode, out_bytes) == (1, b"")
@@ -339,7 +339,7 @@ def test_a_health_service_under_another_name(world: World, right: str) -> None:
 @ON_BOTH
 @pytest.mark.windows
 def test_a_method_that_nobody_wrote(world: World, right: str) -> None:
-    """A debug line with what is there: hosts try optional methods all the time. An unknown service is a warning."""
+    """A debug line lists what is there, since hosts often try optional methods. An unknown service is a warning."""
     host = start(world, "KVServicer()", "kv_pb2_grpc.KVServicer()", right)
     host.ask("start")
     says = {
@@ -376,7 +376,7 @@ RESPONSES = {
 @pytest.mark.parametrize(("right", "define", "body", "text"), RESPONSES.values(), ids=RESPONSES)
 @pytest.mark.windows
 def test_a_response_of_another_type(world: World, right: str, define: str, body: str, text: str) -> None:
-    """protobuf would serialize it, and the host misread it. The host hears what the log says."""
+    """protobuf would serialize it and the host would misread it. The call fails with the text that is in the log."""
     servicer = f"class Wrong(KVServicer):\n    {define} Get(self, request, context): {body}\n"
     first = "plugin = " if right is RIGHT else "async def main"
     text_of_script = right.replace("KVServicer()", "Wrong()").replace(first, servicer + first, 1)
@@ -388,7 +388,7 @@ def test_a_response_of_another_type(world: World, right: str, define: str, body:
     assert host.logged(text, **{"@level": "error"})
     (record,) = errors(host)
     assert record["@message"].startswith("/proto.KV/Get: ")
-    assert "RuntimeWarning" not in str(host.log())  # of coroutines that nobody awaits
+    assert "RuntimeWarning" not in str(host.log())  # about coroutines that nobody awaited
 
 
 @ON_BOTH

@@ -1,4 +1,4 @@
-"""A host that multiplexes: all connections are streams of one. Most other tests run with such a host as well."""
+"""A host that multiplexes puts all connections into one. Most other tests run with such a host, too."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def connections(process: psutil.Process) -> list[Any]:
 
 
 def test_there_is_one_connection(world: World) -> None:
-    """Whatever the broker does. The companion has it, and takes no second one."""
+    """Whatever the broker does, the companion has one connection, and serves no second one."""
     host = probe.start(world)
     probe.do(host, Probe.accept, 1)
     host.ask("dial", broker=1)
@@ -46,7 +46,7 @@ def test_there_is_one_connection(world: World) -> None:
 
 @pytest.mark.windows
 def test_each_id_leads_to_its_own_server(world: World) -> None:
-    """Of those that the plugin serves, only the first one has a health service."""
+    """Only the plugin's main server has a health service; the servers of the ids have none."""
     host = probe.start(world)
     health = "/grpc.health.v1.Health/Check"
     for service_id in (1, 2, 3):
@@ -65,7 +65,7 @@ def test_each_id_leads_to_its_own_server(world: World) -> None:
 
 @pytest.mark.windows
 def test_an_id_can_be_dialled_again(world: World) -> None:
-    """As in Go, where each connection has its knock."""
+    """As in Go, where each connection has its own knock."""
     host = probe.start(world)
     service_id = probe.serve(host)
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_the_host_dials_before_the_plugin_accepts(world: World) -> None:
 
 
 def test_ids_that_nobody_serves(world: World) -> None:
-    """The others wait behind them, and work. An id that is served too late can be dialled afterwards."""
+    """Other dials wait behind them and then work. An id that is served too late can be dialled afterwards."""
     host = probe.start(world)
     live = probe.serve(host)
     with ThreadPoolExecutor() as threads:
@@ -102,7 +102,7 @@ def test_ids_that_nobody_serves(world: World) -> None:
         with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 88"):
             unserved.result()
     assert host.logged("the host dialled id 88, but nobody served it within 5 s", **{"@level": "warn"})
-    host.ask("accept", broker=77)  # the host answers the old knock, too
+    host.ask("accept", broker=77)  # the host answers the old knock as well
     time.sleep(0.5)
     assert probe.do(host, Probe.dial, [77, "x", 1]) == "the same"
     assert probe.do(host, Probe.dial, [live, "x", 1]) == "the same"
@@ -121,11 +121,11 @@ def test_ids_that_nobody_serves(world: World) -> None:
     ids=str,
 )
 def test_knocks_of_no_use(world: World, info: dict[str, Any]) -> None:
-    """Answers that nobody waits for, knocks for ids that nobody serves, addresses: what follows is not disturbed."""
+    """Unexpected answers, knocks for ids that nobody serves, and addresses do not disturb later dials."""
     host = probe.start(world)
     probe.do(host, Probe.accept, 1)
     host.ask("open", stream=1, method=probe.START_STREAM)
-    known = not info.get("knock", {}).get("knock")  # what says nothing of value may come for an id that is served, too
+    known = not info.get("knock", {}).get("knock")  # then the info is harmless even for id 1
     for service_id in (99, 99, 1) if known else (99, 99):
         host.ask("send", stream=1, message=host_pb2.ConnInfo(service_id=service_id, **info).SerializeToString())
     time.sleep(0.3)
@@ -137,7 +137,7 @@ def test_knocks_of_no_use(world: World, info: dict[str, Any]) -> None:
 
 
 def test_an_id_that_is_served_late_and_dialled_again(world: World) -> None:
-    """The host answers once. That is for the dial that waits, not for the one that has given up."""
+    """The host answers once. The answer is for the dial that waits, not for the one that has given up."""
     host = probe.start(world)
     with pytest.raises(CallError, match="the host did not open it within 5 s"):
         probe.do(host, Probe.dial, [77, "x", 1])
@@ -149,7 +149,7 @@ def test_an_id_that_is_served_late_and_dialled_again(world: World) -> None:
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_a_host_that_refuses_a_knock(world: World, times: int) -> None:
-    """A host in Go may refuse once, just as it begins to serve the id. A second refusal is final."""
+    """A Go host may refuse once, just as it begins to serve the id. A second refusal is final."""
     host = probe.start(world)
     waiting = host.begin("call", method="/probe.Probe/dial", message=b'[77, "x", 1]')
     host.ask("open", stream=1, method=probe.START_STREAM)
@@ -168,7 +168,7 @@ def test_a_host_that_refuses_a_knock(world: World, times: int) -> None:
 
 
 def hand_started(world: World) -> tuple[Any, socket.socket]:
-    """The plugin without AutoMTLS, and the host's one connection to it."""
+    """Start the plugin without AutoMTLS. Returns its process and the host's one connection."""
     process = by_hand.run(world, PLUGIN_MULTIPLEX_GRPC="true")
     fields = line(process).rstrip("\n").split("|")
     assert fields[4:] == ["grpc", "", "true"]
@@ -178,7 +178,7 @@ def hand_started(world: World) -> tuple[Any, socket.socket]:
 
 @pytest.mark.windows
 def test_what_is_not_yamux_ends_the_plugin(world: World) -> None:
-    """Nobody can call it any more. The log has the reason."""
+    """The host can no longer call the plugin. The log gives the reason."""
     process, connection = hand_started(world)
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     assert connection.recv(100) == frame(3, 0, 0, 1)
@@ -198,7 +198,7 @@ def test_a_host_that_hangs_up_ends_the_plugin(world: World) -> None:
 
 
 def test_a_host_that_does_not_read_costs_no_memory(world: World) -> None:
-    """It pings without end, and does not read the answers."""
+    """The host sends endless pings and does not read the answers."""
     process, connection = hand_started(world)
     companion = eventually(world.companions)[0]
     before = companion.memory_info().rss
@@ -235,7 +235,7 @@ NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
 
 
 def contained(world: World, script: str) -> Host:
-    """A host whose plugin is as in a container: no network, processes and files of its own, and one shared folder."""
+    """A host whose plugin runs as in a container: no network, its own processes and files, one shared folder."""
     inside = (
         'mount -t tmpfs none /mnt && mkdir /mnt/shared && mount --bind "$SHARED" /mnt/shared'
         f" && mount -t tmpfs none {world.folder.parent} && mkdir {world.folder} {world.temporary} && cd {world.folder}"
@@ -245,8 +245,8 @@ def contained(world: World, script: str) -> Host:
 
 
 def test_in_a_container(world: World) -> None:
-    """The plugin shares one folder with the host. Without multiplexing, the broker could not work: the sockets of the
-    host are elsewhere.
+    """The plugin shares one folder with the host. Without multiplexing the broker could not work, because the host's
+    sockets are elsewhere.
     """
     trial = [*NAMESPACES, "sh", "-c", "mount -t tmpfs none /mnt && mount -t proc none /proc"]
     if subprocess.run(trial, check=False).returncode != 0:
@@ -282,10 +282,10 @@ def descriptors(process: psutil.Process) -> set[int]:
 
 
 def test_no_descriptor_left_for_a_dial(world: World) -> None:
-    """It fails. The next dial still reaches the id that it is for."""
+    """That dial fails. The next dial still reaches its own id."""
     host = probe.start(world)
     failing, next_one = host.ask("next_id")["broker"], host.ask("next_id")["broker"]
-    host.ask("accept", broker=failing, size=30)  # where calls fail
+    host.ask("accept", broker=failing, size=30)  # calls to it fail
     host.ask("accept", broker=next_one)
     companion = world.companion()
     import resource  # not on Windows
@@ -300,7 +300,7 @@ def test_no_descriptor_left_for_a_dial(world: World) -> None:
 
 
 def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
-    """Though the companion learns of the ends of plugin and connection at the same moment."""
+    """Even if the companion sees the plugin and the connection end at the same moment."""
     process, connection = hand_started(world)
     companion = eventually(world.companions)[0]
     companion.suspend()
@@ -317,7 +317,7 @@ def test_the_last_words_of_a_killed_plugin_arrive(world: World) -> None:
 
 
 def test_a_plugin_that_answers_too_late(world: World) -> None:
-    """The host has given up, and opens no stream. Its next one, for another id, leads there."""
+    """The host has given up and opens no stream for it. The host's next stream, for another id, reaches that id."""
     host = probe.start(world)
     for service_id in (1, 2):
         probe.do(host, Probe.accept, service_id)
@@ -328,13 +328,13 @@ def test_a_plugin_that_answers_too_late(world: World) -> None:
     with pytest.raises(CallError, match="timeout waiting for multiplexing knock handshake on id 1"):
         call()
     plugin.resume()
-    probe.do(host, Probe.close, 1)  # so that whoever is led there has an error
+    probe.do(host, Probe.close, 1)  # so that a call that reaches the wrong id fails
     host.ask("dial", broker=2)
     assert probe.do(host, Probe.echo, "two", broker=2) == "two"
 
 
 def test_a_cancelled_dial_and_another_one(world: World) -> None:
-    """The host opened the id twice. The next id leads to its own server, whose calls fail."""
+    """The host has opened the id twice. The next dial still reaches its own server, where calls fail."""
     if not world.on_asyncio:
         pytest.skip("threads cannot be cancelled")
     host = probe.start(world)

@@ -1,4 +1,4 @@
-"""What only pygrpc-native can break; with it the behaviour tests run once more, see support/worlds.py."""
+"""What only pygrpc-native can break. The other plugin tests run with it as well: see support/worlds.py."""
 
 import probe
 import pytest
@@ -8,7 +8,7 @@ from kv import SUFFIX, get, put
 
 
 def test_it_makes_the_calls(world: World) -> None:
-    """Not grpcio behind it."""
+    """pygrpc-native itself makes the calls, not grpcio behind it."""
     host = world.started(world.kv_plugin)
     put(host, "k", b"v")
     assert get(host, "k") == b"v" + SUFFIX
@@ -17,8 +17,8 @@ def test_it_makes_the_calls(world: World) -> None:
 
 
 def test_with_the_code_of_an_old_generator(world: World) -> None:
-    """All works, and the log tells once for each method that nothing is gained."""
-    world.env["PYTHONPATH"] = str(ROOT)  # it finds the project's own code
+    """Everything works, and the log says once for each method that it gains nothing."""
+    world.env["PYTHONPATH"] = str(ROOT)  # so that it imports the project's own generated code
     script = world.folder / "plugin.py"
     script.write_text(world.kv_plugin.read_text())
     host = world.started(script)

@@ -1,4 +1,4 @@
-"""What strangers, other users, a poor system and containers do to a plugin, and what it leaves behind there."""
+"""Strangers, other users, unusual systems and containers: what they do to a plugin, and what it leaves behind."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def port_in(address: str) -> int:
 
 @contextlib.contextmanager
 def strangers(port: int, number: int) -> Iterator[list[socket.socket]]:
-    """So many callers who come at once, and say nothing."""
+    """Connect `number` callers at once; they say nothing."""
     with contextlib.ExitStack() as stack:
         callers = [stack.enter_context(socket.socket()) for _ in range(number)]
         for caller in callers:
@@ -48,7 +48,7 @@ def strangers(port: int, number: int) -> Iterator[list[socket.socket]]:
 
 
 def test_a_stranger_cannot_fill_the_hosts_log(world: World) -> None:
-    """That somebody is refused is logged; but not as often as he likes."""
+    """The plugin logs refusals, but only so many."""
     host = probe.start(world, **MTLS)
     port = port_in(host.ask("start")["address"])
     for _ in range(20):
@@ -62,7 +62,7 @@ def test_a_stranger_cannot_fill_the_hosts_log(world: World) -> None:
 
 
 def for_a_host(world: World, *command: str | Path) -> tuple["subprocess.Popen[bytes]", int, ssl.SSLContext]:
-    """The plugin under AutoMTLS; its port, and how its host connects."""
+    """Start the plugin under AutoMTLS. Returns its process, its port, and the TLS context of its host."""
     path = make_certificate(world.folder, "host")
     env = {**world.env, **HOSTS_VARIABLES, "PLUGIN_CLIENT_CERT": certificate_in(path)}
     process = world.run(*(command or (sys.executable, world.kv_plugin)), env=env, stderr=subprocess.DEVNULL)
@@ -77,7 +77,7 @@ def test_bursts_of_strangers_do_not_delay_the_host(world: World) -> None:
             begin = time.monotonic()
             assert served(port, hosts)
             delays.append(time.monotonic() - begin)
-    assert max(delays) < 0.9  # the system tries again after a second where too many wait
+    assert max(delays) < 0.9  # if the backlog is full, the system tries again only after a second
     process.terminate()
     assert process.wait(5) == 0
 
@@ -87,7 +87,7 @@ FEW_DESCRIPTORS = 'ulimit -n 256; exec "$0" "$@"'
 
 @contextlib.contextmanager
 def patient_strangers(port: int, number: int) -> Iterator[None]:
-    """So many callers who come one after the other, each once the one before is connected, and say nothing."""
+    """Connect `number` callers, one after the other; they say nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(number):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=15))
@@ -95,7 +95,7 @@ def patient_strangers(port: int, number: int) -> Iterator[None]:
 
 
 def test_strangers_cannot_use_up_the_descriptors(world: World) -> None:
-    """With as few as macOS gives: the oldest stranger is refused, never the host."""
+    """With as few descriptors as macOS gives, the plugin refuses the oldest stranger, never the host."""
     _, port, hosts = for_a_host(world, "sh", "-c", FEW_DESCRIPTORS, sys.executable, world.kv_plugin)
     with patient_strangers(port, 300):
         assert [served(port, hosts) for _ in range(12)] == [True] * 12
@@ -115,12 +115,12 @@ while True:
 
 
 def test_a_flood_of_strangers_does_not_push_the_host_out(world: World) -> None:
-    """They come and go, as many at once as may have unfinished handshakes, and more."""
+    """They come and go, more of them at once than the plugin allows unfinished handshakes."""
     _, port, hosts = for_a_host(world, "sh", "-c", FEW_DESCRIPTORS, sys.executable, world.kv_plugin)
     flood = world.run(sys.executable, "-c", FLOOD, str(port))
     line(flood)
     try:
-        assert sum(served(port, hosts) for _ in range(12)) >= 10  # the system itself drops a few
+        assert sum(served(port, hosts) for _ in range(12)) >= 10  # the system itself may drop a few
     finally:
         flood.kill()
 
@@ -137,7 +137,7 @@ def test_the_broker_works_while_strangers_use_up_the_descriptors(world: World) -
 
 
 def wrapped(world: World, change: str, script: Path | None = None) -> Path:
-    """A script that changes something, and then is the plugin."""
+    """A script that makes the change and then runs the plugin."""
     path = world.folder / "wrapped.py"
     path.write_text(
         f"{change}\nimport runpy\nrunpy.run_path({str(script or world.kv_plugin)!r}, run_name='__main__')\n"
@@ -167,7 +167,7 @@ while True:
 
 
 def with_a_thief(world: World) -> tuple["subprocess.Popen[bytes]", Path]:
-    """A cleaner removes the folder for sockets, and another user makes it again, with sockets of the same names."""
+    """Play a cleaner that removes the folder of sockets, and another user who makes it again with the same names."""
     world.folder.parent.chmod(0o755)
     world.temporary.chmod(0o777)
     (folder,) = world.temporary.glob("*plugin*")
@@ -180,7 +180,7 @@ def with_a_thief(world: World) -> tuple["subprocess.Popen[bytes]", Path]:
 
 
 def stolen(thief: "subprocess.Popen[bytes]") -> bytes:
-    """What arrived at the thief's sockets."""
+    """The bytes that arrived at the thief's sockets."""
     thief.kill()
     return thief.communicate()[0]
 
@@ -198,7 +198,7 @@ def test_the_hosts_bytes_never_reach_another_users_socket(world: World) -> None:
 
 @pytest.mark.grpcio_only("pygrpc-native's folder is there too")
 def test_another_users_folder_is_not_used(world: World) -> None:
-    """The broker gets a new one, of another name."""
+    """The broker gets a new folder, with another name."""
     host = probe.start(world, **MTLS)
     thief, folder = with_a_thief(world)
     before = set(folder.iterdir())
@@ -219,14 +219,14 @@ def can_make_namespaces(*kinds: str) -> bool:
     return subprocess.run(["unshare", *kinds, "true"], check=False, capture_output=True).returncode == 0
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 @pytest.mark.parametrize(
     ("full", "asked"),
     [("size=4k", MTLS), ("nr_inodes=2", MTLS), ("nr_inodes=2", MULTIPLEX)],
     ids=["bytes, AutoMTLS", "inodes, AutoMTLS", "inodes, multiplexed"],
 )
 def test_a_full_temporary_folder(world: World, full: str, asked: dict[str, Any]) -> None:
-    """Whichever is used up, bytes or inodes: the next one is taken."""
+    """If a folder has no bytes or no inodes left, the plugin takes the next one."""
     if not can_make_namespaces("--mount"):
         pytest.skip("this user may not mount")
     (world.folder / "full").mkdir()
@@ -240,14 +240,14 @@ def test_a_full_temporary_folder(world: World, full: str, asked: dict[str, Any])
 
 
 def set_back(*folders: Path) -> None:
-    """Let the folders be an hour old."""
+    """Make the folders an hour old."""
     for folder in folders:
         os.utime(folder, (time.time() - 3600,) * 2)
 
 
 @pytest.mark.grpcio_only("pygrpc-native's folder is there too")
 def test_a_later_plugin_removes_what_killed_ones_left(world: World) -> None:
-    """But not the folder of one that runs, of another user, or of another program."""
+    """It keeps the folders of running plugins, of other users and of other programs."""
     killed = world.started(**MTLS)
     (left,) = world.temporary.glob("*plugin*")
     processes = [world.plugin(), world.companion()]
@@ -276,7 +276,7 @@ def test_a_later_plugin_removes_what_killed_ones_left(world: World) -> None:
 
 
 def test_a_file_system_without_locks(world: World) -> None:
-    """As some network file systems."""
+    """As some network file systems are."""
     change = "import fcntl\ndef no(*arguments): raise OSError(37, 'No locks available')\nfcntl.flock = no"
     host = world.started(wrapped(world, change), **MTLS)
     put(host, "k", b"v")
@@ -284,7 +284,7 @@ def test_a_file_system_without_locks(world: World) -> None:
 
 
 def pipes_of(pid: int) -> set[str]:
-    """The pipes that the process has open, as the system calls them."""
+    """The system's names of the pipes that the process has open."""
     found = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -296,7 +296,7 @@ LAST_LINES = "import goplugin, atexit, os\natexit.register(lambda: os.write(2, (
 
 
 def test_the_hosts_stdout_ends_with_the_plugin(world: World) -> None:
-    """Though the companion has still last lines for a host that does not read its log."""
+    """Even while the companion still holds last lines for a host that does not read its log."""
     process = by_hand.run(world, script=wrapped(world, LAST_LINES))
     line(process)
     companion = world.companion()
@@ -314,7 +314,7 @@ def test_the_hosts_stdout_ends_with_the_plugin(world: World) -> None:
 
 @pytest.mark.threads_only("a script for threads")
 def test_the_hosts_stdout_ends_when_the_plugin_begins_to_leave(world: World) -> None:
-    """While a call is still finished: the host is done with that pipe before it closes it."""
+    """stdout ends while a call is still running."""
     process = by_hand.run(world, script=probe.PLUGIN, PROBE_COOKIE="probe")
     with grpc.insecure_channel(line(process).split("|")[3]) as channel:
         sleep: Any = channel.unary_unary("/probe.Probe/sleep")
@@ -329,7 +329,7 @@ def test_the_hosts_stdout_ends_when_the_plugin_begins_to_leave(world: World) -> 
 
 
 def test_descriptors_that_the_host_passed_are_the_plugins_alone(world: World) -> None:
-    """ExtraFiles, in Go: the host sees the end of a pipe when the plugin closes it."""
+    """With Go's ExtraFiles, the host sees the end of a pipe as soon as the plugin closes it."""
     ours, theirs = os.pipe()
     script = wrapped(world, f"import goplugin, os\nos.write({theirs}, b'hello')\nos.close({theirs})")
     env = {**world.env, **HOSTS_VARIABLES}
@@ -338,7 +338,7 @@ def test_descriptors_that_the_host_passed_are_the_plugins_alone(world: World) ->
     try:
         line(process)
         assert os.read(ours, 100) == b"hello"
-        assert select.select([ours], [], [], 2)[0], "somebody still holds the pipe"
+        assert select.select([ours], [], [], 2)[0], "another process still holds the pipe"
         assert os.read(ours, 100) == b""
         assert world.companion().is_running()
     finally:
@@ -350,7 +350,7 @@ CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 @pytest.fixture
 def container() -> list[str]:
-    """A command before a command, which then is process 1."""
+    """A command prefix that makes the command process 1 of a container."""
     if not can_make_namespaces(*CONTAINER[1:]):
         pytest.skip("this user may not make the namespaces of a container")
     return CONTAINER
@@ -360,7 +360,7 @@ def container() -> list[str]:
 def test_nothing_defunct_is_left_to_a_host_that_is_process_1(
     world: World, host_binary: Path, container: list[str], auto_mtls: bool
 ) -> None:
-    """It waits for the plugin that it started, and for no other process."""
+    """Such a host waits only for the plugin that it started."""
     binary = world.folder / "host"
     binary.write_text(f'#!/bin/sh\nexec {shlex.join(container)} {host_binary} "$@"\n')
     binary.chmod(0o755)
@@ -395,10 +395,10 @@ def test_starts_do_not_add_up_in_a_container(world: World, container: list[str])
     assert out.count(b"[") == 1, out
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 @pytest.mark.parametrize("end", ["SIGTERM", "sys.exit"])
 def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], end: str) -> None:
-    """However late the host reads them, though the system kills whoever is left in the container."""
+    """However late the host reads them, and although the system kills what is left in the container."""
     script = wrapped(world, LAST_LINES if end == "SIGTERM" else f"{LAST_LINES}\nraise SystemExit(3)")
     process = world.run(*container, sys.executable, script, env={**world.env, **HOSTS_VARIABLES})
     assert line(process)
@@ -412,9 +412,9 @@ def test_the_last_lines_of_process_1_arrive(world: World, container: list[str], 
     assert process.returncode == (0 if end == "SIGTERM" else 3)
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 def test_process_1_can_wait_for_its_children(world: World, container: list[str]) -> None:
-    """Its own os.wait() meets the companion only when that ends."""
+    """Its os.wait() returns for its children, and not for the companion, which is still running."""
     host = probe.start(world, cmd=[*container, sys.executable, str(probe.PLUGIN)])
     assert probe.act(host, children.wait_for_any) is True
     assert probe.act(host, children.wait_for_any) is True
@@ -422,7 +422,7 @@ def test_process_1_can_wait_for_its_children(world: World, container: list[str])
 
 
 def test_each_connection_of_tls_1_2_shows_its_certificate(world: World) -> None:
-    """None is resumed, by a ticket or otherwise."""
+    """No session is resumed, by a ticket or otherwise."""
     _, port, hosts = for_a_host(world)
     hosts.maximum_version = ssl.TLSVersion.TLSv1_2
     session = None
@@ -438,10 +438,10 @@ def test_each_connection_of_tls_1_2_shows_its_certificate(world: World) -> None:
             assert session is None or not session.has_ticket
 
 
-@pytest.mark.grpcio_only("pygrpc-native makes a folder of its own")
+@pytest.mark.grpcio_only("pygrpc-native makes its own folder")
 @pytest.mark.parametrize("asked", [MTLS, MULTIPLEX], ids=["AutoMTLS", "multiplexed"])
 def test_a_temporary_folder_whose_name_is_not_utf_8(world: World, asked: dict[str, Any]) -> None:
-    """The next one is taken."""
+    """The plugin takes the next folder."""
     strange = world.folder / os.fsdecode(b"caf\xe9")
     strange.mkdir()
     world.env |= {"TMPDIR": str(strange), "TEMP": str(world.temporary)}
@@ -453,7 +453,7 @@ def test_a_temporary_folder_whose_name_is_not_utf_8(world: World, asked: dict[st
 
 
 def test_without_dev_null(world: World) -> None:
-    """As in a bare container; grpc itself needs /dev/urandom."""
+    """As in a bare container. /dev/urandom stays, because grpc needs it."""
     if not can_make_namespaces("--mount"):
         pytest.skip("this user may not mount")
     inside = 'mount -t tmpfs none /mnt && cp -a /dev/urandom /mnt && mount --move /mnt /dev && exec "$0" "$@"'

@@ -1,4 +1,4 @@
-"""Where goplugin relies on what grpc does not promise: without it, one feature is lost, and no more."""
+"""goplugin uses some private parts of grpc. Without one of them it loses a single feature, and no more."""
 
 import probe
 from harness import PLUGINS, Host, World
@@ -30,11 +30,11 @@ def check(host: Host) -> None:
 
 
 def test_without_pools_of_methods_calls_share_the_threads(world: World) -> None:
-    """grpc's experimental_thread_pool: Shutdown then waits behind handlers that are stuck, once all threads are."""
+    """Without grpc's experimental_thread_pool, Shutdown waits behind stuck handlers once they hold all threads."""
     host = start(world, "grpc._server._select_thread_pool_for_behavior = lambda behavior, default: default")
     check(host)
 
 
 def test_without_the_state_of_an_aio_server() -> None:
-    """A server that was started before `listen` is not noticed then; test_misuse.py has that it is."""
+    """goplugin then cannot see that a server was started before `listen`; test_misuse.py tests that it usually does."""
     assert not goplugin.aio._is_running(object())

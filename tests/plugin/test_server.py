@@ -1,4 +1,4 @@
-"""What else a host may ask of a plugin: reflection, Unix sockets, versions, streams."""
+"""Other things that a host may ask for: reflection, Unix sockets, versions, streams."""
 
 import grp
 import json
@@ -21,7 +21,7 @@ def grpcurl(programs: Path) -> Path:
     return programs / "grpcurl"
 
 
-@pytest.mark.grpcio_only("reflection does not see what pygrpc-native serves")
+@pytest.mark.grpcio_only("reflection does not see pygrpc-native's services")
 @pytest.mark.plain_only("grpcurl has no certificate; test_automtls.py calls reflection with TLS")
 def test_reflection_lists_and_calls_every_service(world: World, grpcurl: Path) -> None:
     host = world.host()
@@ -78,7 +78,7 @@ def test_broker_over_unix_sockets(world: World) -> None:
     host.ask("accept", broker=2)
     assert probe.do(host, Probe.dial, [2, "x", 1]) == "the same"
     (folder,) = world.folder.iterdir()
-    # The plugin's, what it accepted, what the host accepted; of a host that multiplexes there is only the first.
+    # The sockets of the plugin, of its accept() and of the host's. Under multiplexing there is only the first.
     assert len(list(folder.iterdir())) == (1 if world.multiplexed else 3)
     probe.do(host, Probe.close, 1)
     assert len(list(folder.iterdir())) == (1 if world.multiplexed else 2)
@@ -86,7 +86,7 @@ def test_broker_over_unix_sockets(world: World) -> None:
 
 @pytest.mark.parametrize("by", ["name", "gid"])
 def test_group_may_write_to_the_socket(world: World, by: str) -> None:
-    """A group that the tests' user may give a file to and that is not its first, where there is one."""
+    """Uses a group that the user may give a file to, and not the user's first group if there is another."""
     groups = [entry.gr_gid for entry in grp.getgrall()] if os.getuid() == 0 else os.getgroups()
     gid = next((group for group in groups if group != os.getgid()), os.getgid())
     host = world.host(runner=True, group=grp.getgrgid(gid).gr_name if by == "name" else str(gid))
@@ -122,7 +122,7 @@ def test_unusable_socket_settings_are_a_clear_error(world: World, folder: str, g
 
 @pytest.mark.parametrize(("offered", "chosen"), [([5, 6], 6), ([4, 5], 5), ([6, 7], 6)])
 def test_versions_with_services_of_their_own(world: World, offered: list[int], chosen: int) -> None:
-    """As go-plugin's VersionedPlugins: what is served depends on the version agreed upon."""
+    """As go-plugin's VersionedPlugins: the plugin's services depend on the negotiated version."""
     world.env["PROBE_VERSIONS"] = "5,6"
     host = probe.host(world, versions=offered)
     assert host.ask("start")["version"] == chosen
@@ -167,7 +167,7 @@ def test_200_open_streams_do_not_starve_calls(world: World) -> None:
 
 @pytest.mark.plain_only("go-plugin cannot reattach with AutoMTLS")
 def test_host_leaves_in_the_middle_of_streams(world: World) -> None:
-    """A plugin that stays serves the next host as if nothing had been."""
+    """A plugin that stays serves the next host as if nothing had happened."""
     world.env["PROBE_STAYS"] = "1"
     host = probe.start(world)
     address = host.ask("start")["address"]

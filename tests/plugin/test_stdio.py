@@ -1,4 +1,4 @@
-"""What the plugin prints, as the host gets it: ClientConfig.SyncStdout and SyncStderr."""
+"""The host gets what the plugin prints, through ClientConfig.SyncStdout and SyncStderr."""
 
 import json
 import random
@@ -13,7 +13,7 @@ MB = 1_000_000
 
 
 def random_bytes(seed: int, size: int) -> bytes:
-    """What the probe's print_bytes prints."""
+    """The bytes that the probe's print_bytes prints."""
     generator = random.Random(seed)
     return b"".join(generator.randbytes(min(MB, size - start)) for start in range(0, size, MB))
 
@@ -76,7 +76,7 @@ def test_a_wrapped_stdout_still_reaches_the_host(world: World) -> None:
 
 
 def test_logging_that_prints_does_not_lock_up(world: World) -> None:
-    """A handler of logging prints, printing may log that the host does not read, which that handler prints."""
+    """A logging handler prints, and printing may log that the host does not read, which the handler prints again."""
     host = probe.start(world, stall_stdout=True)
     probe.do(host, Probe.log_to_stdout)
     calls = [
@@ -91,7 +91,7 @@ def test_logging_that_prints_does_not_lock_up(world: World) -> None:
     assert host.ask("kill")["seconds"] < 4
 
 
-@pytest.mark.grpcio_only("pygrpc-native may lose it")
+@pytest.mark.grpcio_only("pygrpc-native may lose the output")
 def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
     for size in (10, 1000, 300_000, 900_000) * 3:
         host = probe.start(world)
@@ -100,7 +100,7 @@ def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
         assert stdio(host)[0] == random_bytes(size, size)
 
 
-@pytest.mark.grpcio_only("pygrpc-native keeps more of it")
+@pytest.mark.grpcio_only("pygrpc-native keeps more of the output")
 def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World) -> None:
     host = probe.start(world, stall_stdout=True)
     begin = time.monotonic()
@@ -116,9 +116,9 @@ def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World) -> None:
     assert sum(int(record["@message"].split()[0]) for record in dropped) > 12 * MB
 
 
-@pytest.mark.grpcio_only("pygrpc-native keeps more of it")
+@pytest.mark.grpcio_only("pygrpc-native keeps more of the output")
 def test_nothing_waits_for_a_host_that_never_asks_for_the_output(world: World) -> None:
-    """It may be the very thread that is about to serve the host's stream that prints, in a __del__."""
+    """The thread that is about to serve the host's stream may itself print, in a __del__."""
     host = probe.start(world, no_stdio=True)
     begin = time.monotonic()
     probe.do(host, Probe.print_bytes, [1, 70 * MB])
@@ -150,7 +150,7 @@ def test_host_leaves_in_the_middle(world: World) -> None:
 
 
 def test_a_host_that_is_fast(world: World) -> None:
-    """It calls before print() has written the end of the handshake line: that line's end is not a handler's output."""
+    """The host may call before print() has written the newline of the handshake line; it must not get that newline."""
     script = world.folder / "fast.py"
     script.write_text(
         "import goplugin, os, threading, plugin\n"

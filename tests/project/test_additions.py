@@ -1,4 +1,4 @@
-"""What authors add to the server, as docs/guide.md shows it: an interceptor, an option, compression."""
+"""What an author can add to the server, as docs/guide.md shows: an interceptor, an option, compression."""
 
 import re
 import textwrap
@@ -29,7 +29,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 @pytest.fixture(scope="module")
 def python(programs: Path) -> Path:
-    """That of a venv with OpenTelemetry."""
+    """The Python of a venv with OpenTelemetry."""
     python = venvs.make(programs / "telemetry")
     packages = ["opentelemetry-instrumentation-grpc", "opentelemetry-sdk"]
     venvs.install(python, "-c", ROOT / "constraints.txt", "-r", ROOT / "requirements.txt", *packages)

@@ -1,4 +1,4 @@
-"""goplugin as a distribution: however it is installed, a plugin beside no copy of it works."""
+"""goplugin as a distribution: a plugin without a copy of it works, however goplugin is installed."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def test_what_is_in_the_wheel_and_the_sdist(built: Path) -> None:
     assert [name for name in inside if name.startswith(("tests", "bench", "docs"))] == ["tests/test_plugin.py"]
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 def test_what_pip_wheel_leaves(built: Path, tmp_path: Path) -> None:
     """README's command: git does not see the wheel, and `make clean` removes it."""
     project = tmp_path / "project"
@@ -94,7 +94,7 @@ def test_a_plugin_finds_what_is_installed(world: World, plugin: Path, built: Pat
 
 
 def test_by_pip_beside_protobuf_5(world: World, plugin: Path, built: Path, tmp_path: Path) -> None:
-    """pip itself, in a project that another package keeps on protobuf 5."""
+    """pip itself installs it in a project that another package keeps on protobuf 5."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "protobuf<6", built / "source"], check=True)

@@ -1,4 +1,4 @@
-"""What the project says of itself: the generated code fits the .proto files, and README shows what happens."""
+"""The project's files agree: the generated code with the .proto files, and the documents with what happens."""
 
 import email
 import json
@@ -58,7 +58,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
-    """By the repository's address, which is written in one place."""
+    """README's links use the repository's address, which stands in one place."""
     archive = zipfile.ZipFile(next(built.glob("*.whl")))
     (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
     metadata = email.message_from_bytes(archive.read(name))
@@ -78,14 +78,14 @@ def test_links_of_readme_work_on_pypi_too(built: Path) -> None:
 
 @pytest.mark.slow
 def test_constraints_fit_each_python() -> None:
-    """On each system too; or `make` could not install on the oldest what it installs here."""
+    """They fit each system, too; otherwise `make` could not install the same packages on the oldest Python."""
     files = [ROOT / name for name in ("requirements.txt", "tests/requirements.txt", "docs/requirements.txt")]
     oldest = venvs.supported()[0]
     venvs.uv("pip", "compile", "--universal", "--python-version", oldest, "-c", ROOT / "constraints.txt", *files)
 
 
 def test_the_plugin_in_readme(world: World) -> None:
-    """It works as it stands, and its four steps are lines of plugin.py."""
+    """README's plugin works unchanged, and its four steps are lines of plugin.py."""
     (text,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     (world.folder / "readme.py").write_text(text)
     for auto_mtls in (False, True):
@@ -96,7 +96,7 @@ def test_the_plugin_in_readme(world: World) -> None:
 
 
 def test_sed_is_that_of_every_system() -> None:
-    """A tab as \\t in a pattern is GNU's. On another system, a folder that was looked for was then nameless: /."""
+    """Only GNU sed knows \\t in a pattern. On other systems a folder's name was empty for that reason, so it was /."""
     files = [*ROOT.glob("Makefile"), *ROOT.glob("*.mk"), *ROOT.glob("examples/*/*.mk"), *SUPPORT.glob("*.sh")]
     patterns = [pattern for file in files for pattern in re.findall(r"sed -n '([^']*)'", file.read_text())]
     assert len(patterns) == 2
@@ -105,7 +105,7 @@ def test_sed_is_that_of_every_system() -> None:
 
 @pytest.mark.slow
 def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
-    """By the old generator, whose code runs with every protobuf that requirements.txt allows."""
+    """The old generator makes it, because that code runs with every protobuf that requirements.txt allows."""
     (tmp_path / "goplugin" / "services").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "venv.mk", tmp_path)
@@ -122,7 +122,7 @@ def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_venv_that_works_is_used_as_it_is(tmp_path: Path) -> None:
-    """One that uv made, say, which has no pip; also after an installation has failed, but not after a broken one."""
+    """For example uv's, without pip. make keeps a venv after a failed installation, not after an interrupted one."""
     shutil.copy(ROOT / "venv.mk", tmp_path / "Makefile")
     venvs.make(tmp_path / ".venv")
     own = tmp_path / ".venv" / "own"
@@ -130,7 +130,7 @@ def test_a_venv_that_works_is_used_as_it_is(tmp_path: Path) -> None:
 
     def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = ["make", *arguments, ".venv/running"]
-        # These tests may be run by make, which tells a make below it so.
+        # If make runs these tests, its variables would reach the make below.
         env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         return subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
 
@@ -151,7 +151,7 @@ def test_a_venv_that_works_is_used_as_it_is(tmp_path: Path) -> None:
 
 
 def test_demo_prints_what_readme_shows(world: World) -> None:
-    """In a copy of the project, with the packages that are installed already."""
+    """The demo runs in a copy of the project, with the packages that are already installed."""
     skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "demo", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, world.folder, ignore=skipped, dirs_exist_ok=True)
     (world.folder / ".venv").symlink_to(Path(sys.prefix))
@@ -161,7 +161,7 @@ def test_demo_prints_what_readme_shows(world: World) -> None:
     shown = console_block("$ make demo\n")
     assert out.decode() == shown.removeprefix("$ make demo\n")
     assert (world.folder / "demo" / "kv_hello").read_bytes() == b"world\n\nWritten from plugin-python"
-    # A failure is shown, with what the host logged of it.
+    # If the demo fails, it prints the host's log.
     (world.folder / "plugin.py").write_text("raise SystemExit('this plugin is broken')\n")
     demo = world.run("make", "--old-file=.venv/running", "demo")
     out, err = demo.communicate()
@@ -171,7 +171,7 @@ def test_demo_prints_what_readme_shows(world: World) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_dead_links(file: Path) -> None:
-    """What a document links to, and the files of ours that it names."""
+    """The targets of a document's links, and the project's files that it names, exist."""
     text = re.sub(r"^- go-plugin: .*", "", file.read_text(), flags=re.MULTILINE)
     for target in re.findall(r"\]\((?!https://)([^)]+)\)", text):
         path, _, section = target.partition("#")
@@ -192,6 +192,6 @@ def test_the_table_of_worlds() -> None:
 
 @pytest.mark.xdist_group("a group")
 def test_groups(request: pytest.FixtureRequest) -> None:
-    """The installed pytest-xdist keeps a group in one process; else what its tests share is made several times."""
+    """The installed pytest-xdist keeps a group in one process; otherwise each process would make what tests share."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         assert request.node.nodeid.endswith("@a group")

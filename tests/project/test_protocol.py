@@ -1,4 +1,4 @@
-"""docs/protocol.md: what it names is there, and each error in its lists is what go-plugin's host says."""
+"""docs/protocol.md: the names in it exist, and go-plugin's host prints each error in its lists."""
 
 import ast
 import contextlib
@@ -54,7 +54,7 @@ def script(world: World, text: str) -> str:
 
 
 def handler(statement: str) -> str:
-    """A plugin whose Get does this."""
+    """A plugin whose Get executes the statement."""
     return RIGHT.replace("KVServicer()", "Broken()").replace(
         "plugin = goplugin.Plugin",
         f"class Broken(kv_pb2_grpc.KVServicer):\n    def Get(self, request, context): {statement}\n"
@@ -63,7 +63,7 @@ def handler(statement: str) -> str:
 
 
 def asked(world: World, command: str | list[str], op: str = "start", **config: Any) -> str:
-    """What the host says when it starts the command, and then does this, or what it says about starting it."""
+    """The host's error when it starts the command, or else when it does `op`."""
     host = world.host(cmd=["sh", "-c", command] if isinstance(command, str) else command, **config)
     with pytest.raises(CallError) as failure:
         host.ask("start")
@@ -86,7 +86,7 @@ def ask(host: Host, op: str) -> None:
 
 
 def logged(world: World, command: str, *ops: str, **config: Any) -> str:
-    """What the host logs when it has done these things."""
+    """The host's log after it has started the command and done each op."""
     host = world.host(cmd=["sh", "-c", command], **config)
     for op in ("start", *ops):
         with contextlib.suppress(CallError):
@@ -103,7 +103,7 @@ def file(world: World, text: str, mode: int) -> list[str]:
 
 
 def waits_for_input(world: World, text: str) -> str:
-    """With an open stdin, as at a terminal, where nobody types anything."""
+    """The command, with an open stdin: a terminal where nobody types."""
     os.mkfifo(world.folder / "terminal")
     return f"exec 3<>terminal; {script(world, text)} <&3"
 
@@ -117,7 +117,7 @@ def killed_before_the_ping(world: World) -> str:
     world.plugin().kill()
     host.logged("plugin process exited")
     with pytest.raises(CallError) as failure:
-        for _ in range(100):  # at first it may only notice that the connection has broken
+        for _ in range(100):  # the first error may only say that the connection broke
             host.ask("ping")
     return str(failure.value)
 
@@ -137,7 +137,7 @@ def a_stranger(world: World) -> str:
 
 
 def attached(world: World, **config: Any) -> str:
-    """To what has ended."""
+    """The host's error when it attaches to a plugin that has ended."""
     address = {"Network": "tcp", "String": "127.0.0.1:1"}
     return asked(world, "", reattach={"Protocol": "grpc", "Pid": 1, "Test": True, "Addr": address}, **config)
 
@@ -156,7 +156,7 @@ UNGUARDED = RIGHT.replace(
 )
 WITHOUT_HEALTH = "\n".join(line for line in RIGHT.splitlines() if "health" not in line)
 
-# In the order of the lists: how each is brought about, and what comes after the text in backticks.
+# The errors in the order of the lists; each function causes one and returns what the host says.
 SAID: dict[str, Callable[[World], str]] = {
     "Unrecognized remote plugin message: goplugin: RuntimeError: no config": lambda world: asked(
         world, script(world, "import goplugin\nraise RuntimeError('no config')")
@@ -220,20 +220,20 @@ SAID: dict[str, Callable[[World], str]] = {
     "panic: interface conversion": json_that_is_not_hclogs,
 }
 NOT_TRIED = {
-    "plugin exited before we could connect",  # by chance, the host sees that the process has ended before stdout has
-    "connection reset by peer",  # by chance too: how the connection ends depends on what was on its way
+    "plugin exited before we could connect",  # by chance: the host sees the end of the process before the end of stdout
+    "connection reset by peer",  # by chance: how the connection ends depends on the data in flight
     "is not implemented",  # test_misuse.py
     "DeadlineExceeded",  # test_calls.py
-    "remote error: tls: ...",  # what the host says instead, depending on the moment
+    "remote error: tls: ...",  # the host may say this instead, depending on the moment
 }
 
 
 @pytest.mark.parametrize("text", SAID)
 def test_what_the_host_says(world: World, text: str) -> None:
     if "BdbQuit" in text and sys.version_info >= (3, 14):
-        pytest.skip("pdb exits without it")
+        pytest.skip("pdb exits without BdbQuit")
     said = SAID[text](world)
-    while "plugin exited before we could connect" in said:  # which is chance, as the document says
+    while "plugin exited before we could connect" in said:  # by chance, as the document says
         said = SAID[text](world)
     assert text in said
 

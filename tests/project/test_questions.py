@@ -1,4 +1,4 @@
-"""Questions of an author's first month: each has its answer, at most two links away from README."""
+"""Questions of an author's first month: the documents answer each one, at most two links away from README."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from docs import ROOT
 
-# The question; the document and the heading that it stands under; words of the answer.
+# The question; the document and heading with the answer; words of the answer.
 QUESTIONS = [
     ("What does a plugin look like?", "README.md#a-go-plugin-plugin-in-python", "plugin.listen(server)"),
     ("My host starts it, and nothing happens.", "README.md#a-go-plugin-plugin-in-python", "goplugin check"),
@@ -36,7 +36,7 @@ QUESTIONS = [
 
 
 def sections(document: Path) -> dict[str, str]:
-    """What stands under each heading, by the name that links use."""
+    """The text under each heading, by the name that links use."""
     text = re.sub(r"(?ms)^```.*?^```$", lambda code: code[0].replace("\n#", "\n #"), document.read_text())
     _, *parts = re.split(r"(?m)^#+ (.*)$", text)
     names = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in parts[::2]]
@@ -44,7 +44,7 @@ def sections(document: Path) -> dict[str, str]:
 
 
 def linked(documents: set[Path]) -> set[Path]:
-    """These documents, and those to which they link."""
+    """These documents, and the documents that they link to."""
     links = [
         (document.parent / target).resolve()
         for document in documents

@@ -1,4 +1,4 @@
-"""`make release`: what it refuses, and what it makes."""
+"""`make release`: when it refuses, and what it builds."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from harness import ROOT
 
 import goplugin
 
-pytestmark = pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="there is no git")
+pytestmark = pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="no git here")
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -28,7 +28,7 @@ def release(project: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A repository with one commit: the files of this one as they are now, and CHANGELOG ready for a release."""
+    """A repository with one commit: this project's files as they are now, with CHANGELOG ready for a release."""
     folder = tmp_path / "a project"
     for name in git(ROOT, "ls-files").splitlines():
         if (ROOT / name).exists():
@@ -47,7 +47,7 @@ def commit(project: Path) -> None:
     git(project, "commit", "-q", "--allow-empty", "-m", "a commit")
 
 
-# A file, what is written there, whether it is committed, and the message.
+# A file, its new text, whether the test commits it, and the message.
 MISTAKES = {
     "a changed file": (
         "plugin.py",

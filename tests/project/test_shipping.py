@@ -1,4 +1,4 @@
-"""The guide's "Shipping it", done literally: a path, or one executable file, that a Go host starts."""
+"""The guide's "Shipping it", done literally: a Go host starts a path, or one executable file."""
 
 import os
 import re
@@ -14,19 +14,19 @@ from kv import SUFFIX, get, put
 
 from docs import console_block
 
-pytestmark = pytest.mark.xdist_group("shipping")  # in one process, which builds what is shipped once
+pytestmark = pytest.mark.xdist_group("shipping")  # one process runs these tests, and builds the files once
 
 
 @pytest.fixture(scope="module")
 def one_file(programs: Path) -> Path:
-    """What the guide's commands make of a new project, with the packages that are installed already."""
+    """The file that the guide's commands make from a new project, with the packages that are already installed."""
     project = programs / "notes"
     subprocess.run([sys.executable, "-m", "goplugin", "new", "--copy", project], cwd=ROOT, check=True)
     (project / ".venv").symlink_to(sys.prefix)
     block = console_block("shiv")
     commands = [line.removeprefix("$ ") for line in block.splitlines()]
     subprocess.run(["sh", "-e", "-c", "\n".join(commands)], cwd=project, check=True)
-    shutil.rmtree(project / "build")  # it needs nothing but itself
+    shutil.rmtree(project / "build")  # the file needs nothing else
     return project / "notes.pyz"
 
 
@@ -43,7 +43,7 @@ def test_one_file(world: World, one_file: Path, way: str) -> None:
     else:
         shutil.copy(one_file, started)
     host = world.host(cmd=[str(started)])
-    for _ in range(2):  # the second time it is unpacked already
+    for _ in range(2):  # the second time it is already unpacked
         host.ask("start")
         put(host, "k", b"v")
         assert get(host, "k") == b"v" + SUFFIX
@@ -54,7 +54,7 @@ def test_one_file(world: World, one_file: Path, way: str) -> None:
 
 
 def shown(start: str) -> str:
-    """The one listing of the guide that begins so."""
+    """The one listing of the guide that begins with `start`."""
     guide = (ROOT / "docs" / "guide.md").read_text()
     (listing,) = re.findall(rf"^```[a-z]+\n({re.escape(start)}.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     return str(listing)
@@ -62,7 +62,7 @@ def shown(start: str) -> str:
 
 @pytest.fixture
 def project(world: World) -> Path:
-    """What is shipped: plugin.py, its generated code, and goplugin."""
+    """The files to ship: plugin.py, its generated code, and goplugin."""
     del world.env["PYTHONPATH"]
     folder = world.folder / "project"
     folder.mkdir()
@@ -89,19 +89,19 @@ def test_the_path_that_uv_makes(world: World, project: Path, built: Path) -> Non
             world.host(cmd=[str(plugin)], start_timeout=1).ask("start")
         subprocess.run(["uv", "sync", "-q", "--script", plugin], env=before, check=True)
         for command in ([str(plugin)], ["uv", "run", str(plugin)]):
-            host = world.started(cmd=command)  # without asking for packages
+            host = world.started(cmd=command)  # uv does not ask for packages
             put(host, "k", b"v")
             assert get(host, "k") == b"v" + SUFFIX
             assert host.ask("kill")["seconds"] < 1.9
     host = world.started(cmd=[str(plugin)])
     host.process.kill()  # and the plugin leaves too, or the test fails
-    for lock in world.temporary.glob("uv-*.lock"):  # uv's own, which it leaves
+    for lock in world.temporary.glob("uv-*.lock"):  # uv leaves its lock files behind
         lock.unlink()
 
 
 @pytest.fixture(scope="module")
 def without_python(programs: Path) -> Path:
-    """plugin.py with workers, as PyInstaller makes one file of it."""
+    """plugin.py with workers, made into one file by PyInstaller."""
     project = programs / "frozen"
     project.mkdir()
     for file in (ROOT / "kv_pb2.py", ROOT / "kv_pb2_grpc.py", ROOT / "plugin.py", PLUGINS / "pool_plugin.py"):
@@ -114,10 +114,10 @@ def without_python(programs: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # building takes a minute on a quiet machine
-@pytest.mark.plain_only("the workers know nothing of it")
+@pytest.mark.plain_only("workers do not depend on the host's settings")
 @pytest.mark.parametrize("way", ["spawn", "forkserver", "fork"])
 def test_one_file_of_pyinstallers_with_workers(world: World, without_python: Path, way: str) -> None:
-    """The file starts itself for each worker: those are workers, not plugins. They log, and end with the plugin."""
+    """The file starts itself for each worker. They are workers, not plugins: they log, and end with the plugin."""
     del world.env["PYTHONPATH"]
     host = world.started(cmd=[str(without_python)])
     pid, left = get(host, way).decode().split(" ", 1)

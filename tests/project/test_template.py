@@ -12,21 +12,21 @@ from harness import ROOT, SUPPORT, CallError, World
 
 from docs import console_block
 
-pytestmark = pytest.mark.xdist_group("template")  # in one process, which makes the copy once
+pytestmark = pytest.mark.xdist_group("template")  # one process runs these tests, and makes the copy once
 
 TEMPLATE = SUPPORT / "template"
 
 
 @pytest.fixture(scope="module")
 def copied(programs: Path) -> Path:
-    """The folder that README's commands make, with the service of the test in it."""
+    """The folder that README's commands make, with the test's service in it."""
     project = programs / "project"
     skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "demo", "__pycache__", ".*_cache", ".cache")
     shutil.copytree(ROOT, project, ignore=skipped)
     (project / ".venv").symlink_to(sys.prefix)
     block = console_block("make protos")
     commands = [line.removeprefix("$ ") for line in block.splitlines()]
-    # What README tells a person to do by hand, and where: after the copy, before the code is generated.
+    # README tells a person to edit files by hand after the copy, before `make protos`; the test does it here.
     before = commands.index("make protos")
     run = ["sh", "-e", "-c"]
     subprocess.run([*run, "\n".join(commands[:before])], cwd=project, check=True)
@@ -34,7 +34,7 @@ def copied(programs: Path) -> Path:
         path.unlink()
     shutil.copy(TEMPLATE / "greeter.proto", programs / "greeter")
     shutil.copy(TEMPLATE / "plugin.py", programs / "greeter" / "greeter_plugin.py")
-    # With the packages that are installed already, which `make` takes for those of pyproject.toml.
+    # Use the installed packages; the old time of pyproject.toml makes `make` accept them.
     (programs / "greeter" / ".venv").symlink_to(sys.prefix)
     os.utime(programs / "greeter" / "pyproject.toml", (0, 0))
     subprocess.run([*run, "\n".join(commands[before:])], cwd=programs / "greeter", check=True)
@@ -69,7 +69,7 @@ def test_another_service(world: World, copied: Path, auto_mtls: bool) -> None:
 
 
 def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
-    """It is spoken of in plugin.py, kv.proto, its generated code, tests, benchmark and README, and nowhere else."""
+    """Only plugin.py, kv.proto, its generated code, the tests, benchmark and README mention the key-value store."""
     names = {path.name for path in copied.iterdir()} - {".venv", "__pycache__"}
     assert names == {
         ".github", ".gitignore", "Makefile", "README.md", "goplugin", "greeter.proto", "greeter_pb2.py",
@@ -81,7 +81,7 @@ def test_nothing_of_the_key_value_store_is_left(copied: Path) -> None:
 
 @pytest.fixture(params=["", "FROM=asyncio"], ids=["threads", "asyncio"])
 def new(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """What `make new` makes, with the packages that are installed already."""
+    """The folder that `make new` makes, with the packages that are already installed."""
     subprocess.run(["make", "new", f"DIR={tmp_path / 'new'}", *filter(None, [request.param])], cwd=ROOT, check=True)
     assert ("asyncio" in (tmp_path / "new" / "new_plugin.py").read_text()) == bool(request.param)
     (tmp_path / "new" / ".venv").symlink_to(sys.prefix)
@@ -96,7 +96,7 @@ def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed
         r"^```python\n(.*?)^```$", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL | re.MULTILINE
     )
     (new / "tests" / "test_example.py").write_text(example.replace("notes_plugin", "new_plugin"))
-    if installed:  # not goplugin's copy, but what .pth leads to, as an editable installation does
+    if installed:  # goplugin is not a copy here but elsewhere on the path, as in an editable installation
         (new / "goplugin").rename(tmp_path / "goplugin")
         env["PYTHONPATH"] = str(tmp_path)
     said = subprocess.run(["make"], cwd=new, env=env, check=True, capture_output=True, text=True).stdout
@@ -107,7 +107,7 @@ def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed
         assert run.returncode == 0, run.stdout + run.stderr
         assert {"test": "5 passed", "lint": "Success"}.get(command, "") in run.stdout
     assert not (new / ".venv").exists()
-    assert (Path(sys.prefix) / "bin" / "python").exists()  # only the link is gone
+    assert (Path(sys.prefix) / "bin" / "python").exists()  # `make clean` has removed only the link
 
 
 def test_a_type_error_of_the_plugin_is_found(new: Path) -> None:
@@ -132,7 +132,7 @@ def test_new_replaces_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["spaces", "shebang", "absolute", "sh", "hostile folder", "PYTHONPATH"])
 def test_however_it_is_started(world: World, way: str) -> None:
-    """From a path with spaces, as an executable, from another folder, by a shell, where a grpc.py lies in wait."""
+    """From a path with spaces, as an executable, from another folder, by a shell, beside a wrong grpc.py."""
     folder = world.folder / ("a folder with spaces" if way == "spaces" else "plugin")
     folder.mkdir()
     for name in ("plugin.py", "kv_pb2.py", "kv_pb2_grpc.py"):

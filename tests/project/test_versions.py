@@ -1,4 +1,4 @@
-"""The plugin with the packages and the Pythons that a project may already have: `make matrix`."""
+"""`make matrix`: the plugin with the packages and Pythons that a project may already have."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ PACKAGES = {
     "protobuf 6": [*(f"{name}==1.73.1" for name in GRPC), "protobuf==6.31.0", "cryptography==45.0.7"],
     "newest": [],
 }
-# These do not import under -W error, whatever imports them: protobuf 4 uses what Python 3.12 deprecates.
+# -W error breaks the import of these packages: protobuf 4 uses what Python 3.12 deprecates.
 NOISY = {("3.12", "oldest")}
 
 
@@ -34,10 +34,10 @@ class Setup(NamedTuple):
 
 PYTHONS = venvs.pythons()
 NEWEST = venvs.supported()[-1]
-# Tests of workers: of multiprocessing, whose defaults change with Python, and of our threads.
+# Tests of workers: goplugin's threads, and multiprocessing, whose defaults change between Pythons.
 WORKERS = ["tests/unit/test_workers.py", "tests/plugin/test_children.py", "tests/plugin/test_hostile_children.py"]
 
-# Each is made once, by the one process of pytest that runs its tests.
+# One pytest process runs the tests of a setup, and makes it once.
 SETUPS = [
     pytest.param((python, packages), id=f"{python}, {packages}", marks=pytest.mark.xdist_group(f"{python}, {packages}"))
     for python in dict.fromkeys([*venvs.supported(), *PYTHONS])
@@ -67,7 +67,7 @@ def setup(request: pytest.FixtureRequest, programs: Path) -> Setup:
     return Setup(folder / "venv/bin/python", "default" if (version, packages) in NOISY else "error")
 
 
-@pytest.mark.grpcio_only("their packages are without it")
+@pytest.mark.grpcio_only("the setups do not have pygrpc-native")
 @pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
 def test_the_plugin_works(world: World, setup: Setup, auto_mtls: bool) -> None:
     world.env["PYTHONWARNINGS"] = setup.warnings
@@ -80,7 +80,7 @@ def test_the_plugin_works(world: World, setup: Setup, auto_mtls: bool) -> None:
     assert not [record for record in host.log() if record["@level"] in ("warn", "error")]
 
 
-@pytest.mark.grpcio_only("their packages are without it")
+@pytest.mark.grpcio_only("the setups do not have pygrpc-native")
 @pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
 def test_what_the_host_calls_works(world: World, setup: Setup, auto_mtls: bool) -> None:
     host = probe.start(world, python=setup.python, auto_mtls=auto_mtls)
@@ -95,12 +95,12 @@ def test_what_the_host_calls_works(world: World, setup: Setup, auto_mtls: bool) 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(NEWEST not in PYTHONS, reason=f"no Python {NEWEST} on this machine")
 def test_workers_on_the_newest_python(tmp_path: Path) -> None:
-    """pytest itself runs on that Python too."""
+    """pytest itself runs on that Python, too."""
     python = venvs.make(tmp_path / "venv", PYTHONS[NEWEST])
     asked = ("-r", ROOT / "requirements.txt", "psutil", "pytest", "pytest-timeout", "pytest-xdist")
     venvs.install(python, "-c", ROOT / "constraints.txt", *asked)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    # Plugins that fork with threads are what some of the tests are about.
+    # Some of these tests fork a plugin that has threads, on purpose.
     env["PYTHONWARNINGS"] = "error,ignore:This process:DeprecationWarning"
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "worker", *WORKERS]
     run = subprocess.run(command, cwd=ROOT, env=env, check=False, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A plugin as an author writes it, to make mistakes in; and one that cannot make folders."""
+"""Plugins as an author writes them, in which tests make mistakes, and one that cannot make folders."""
 
 RIGHT = """\
 import goplugin

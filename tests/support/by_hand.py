@@ -1,4 +1,4 @@
-"""A plugin with a host's variables, but with the test at the other end of its pipes."""
+"""A plugin that a test starts with a host's variables, and whose pipes the test reads itself."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ HOSTS_VARIABLES = {
 
 
 def run(world: World, *, script: Path = ROOT / "plugin.py", **variables: str) -> "subprocess.Popen[bytes]":
-    """The plugin with a host's variables, and others, but with the test at the other end of its pipes."""
+    """Start the plugin with a host's variables and `variables`; the test reads its pipes."""
     return world.run(sys.executable, script, env={**world.env, **HOSTS_VARIABLES, **variables})
 
 
@@ -26,7 +26,7 @@ def line(process: "subprocess.Popen[bytes]") -> str:
 
 
 def end(process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
-    """Ask it to leave: exit code, rest of stdout, stderr. On Windows it is ended, and 0 means that it still ran."""
+    """End it; returns exit code, rest of stdout, stderr. On Windows this kills it, and 0 means that it still ran."""
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode - (sys.platform == "win32"), out.decode(), err.decode()

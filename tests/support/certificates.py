@@ -1,4 +1,4 @@
-"""Certificates as go-plugin's host makes them, and callers that have one."""
+"""Certificates as go-plugin's host makes them, and callers that use one."""
 
 import datetime
 import socket
@@ -16,7 +16,7 @@ DAY = datetime.timedelta(days=1)
 def make_certificate(
     folder: Path, name: str, *, curve: ec.EllipticCurve | None = None, days: tuple[int, int] = (-1, 1)
 ) -> Path:
-    """A certificate as go-plugin's host makes it, and its key, in one PEM file. days: from when to when it holds."""
+    """A certificate as go-plugin's host makes it, and its key, in one PEM file. days: the limits of its validity."""
     key = ec.generate_private_key(curve or ec.SECP521R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -37,7 +37,7 @@ def make_certificate(
 
 
 def certificate_in(path: Path) -> str:
-    """The certificate alone."""
+    """The certificate without its key."""
     return path.read_text().partition("-----BEGIN PRIVATE KEY")[0]
 
 
@@ -51,7 +51,7 @@ def client_context(path: Path | None) -> ssl.SSLContext:
 
 
 def served(port: int, context: ssl.SSLContext) -> bool:
-    """Whether HTTP/2 is answered there."""
+    """Whether the plugin answers HTTP/2 at the port."""
     with socket.create_connection(("127.0.0.1", port), timeout=15) as plain:
         try:
             with context.wrap_socket(plain) as connection:

@@ -1,4 +1,4 @@
-"""As much of Docker's API as Vault uses to run a plugin in a container, by unshare."""
+"""The part of Docker's API that Vault uses to run a plugin in a container; unshare makes the containers."""
 
 import contextlib
 import json
@@ -12,13 +12,13 @@ from typing import Any
 from harness import World
 
 NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
-SHARED = "/tmp/go-plugin-container"  # where a plugin in a container has what it shares with Vault
+SHARED = "/tmp/go-plugin-container"  # in a container, the folder that the plugin shares with Vault
 
 
 class Docker(ThreadingHTTPServer):
-    """A container has namespaces of its own, and no network at all.
+    """A container has its own namespaces, and no network.
 
-    Its image is the folders, at the same paths. Of the host's /tmp it has these alone, and what Vault shares with it.
+    Its image is the given folders, at the same paths. Of the host's /tmp it sees only these and the folder from Vault.
     """
 
     def __init__(self, world: World, image: str, folders: list[Path]) -> None:
@@ -47,7 +47,7 @@ class Docker(ThreadingHTTPServer):
 
 
 class Call(BaseHTTPRequestHandler):
-    """One call of the API: /v1.41/containers/NUMBER/start, say."""
+    """One call of the API, for example /v1.41/containers/NUMBER/start."""
 
     server: Docker
 
@@ -89,13 +89,13 @@ class Call(BaseHTTPRequestHandler):
             self.wfile.write(json.dumps(body).encode())
 
     def log_of(self, container: "subprocess.Popen[bytes]") -> None:
-        """Both streams in one: each piece behind the number of its stream, and its length."""
+        """Send both streams in one; before each piece go the number of its stream and its length."""
         lock = threading.Lock()
 
         def copy(number: int, stream: Any) -> None:
             with stream:
                 while piece := stream.read1():
-                    # Docker reads on, whether or not anybody asks for the log any more.
+                    # Docker reads on even when nobody asks for the log any more.
                     with lock, contextlib.suppress(OSError):
                         self.wfile.write(bytes([number, 0, 0, 0]) + len(piece).to_bytes(4, "big") + piece)
 

@@ -1,9 +1,9 @@
-# What `make demo` shows: go-plugin's own KV command puts and gets a value through plugin.py, in a folder of its own.
+# For `make demo`: in the folder demo, go-plugin's own KV command puts and gets a value through plugin.py.
 set -e
 host=github.com/hashicorp/go-plugin/examples/grpc@v1.8.0
 export KV_PROTO=grpc KV_PLUGIN="python ../plugin.py"
 
-# On stderr: stdout is what README shows.
+# To stderr, because README shows exactly what stdout gets.
 echo "Building go-plugin's KV host; the first time this takes about a minute ..." >&2
 
 mkdir -p demo

@@ -1,4 +1,4 @@
-"""README and docs/ as the tests read them: what they tell people to type is typed, and what they show is compared."""
+"""README and docs/ for the tests, which type the commands shown there and compare the output."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ FILES += sorted(path for folder in ("docs", "examples/*", "bench") for path in R
 
 
 def console_blocks(*names: str | Path) -> list[str]:
-    """The commands and listings of these documents, in their order; by default of README and docs/guide.md."""
+    """The console blocks of these documents, in order; by default of README and docs/guide.md."""
     text = "".join((ROOT / name).read_text() for name in names or ("README.md", "docs/guide.md"))
     return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def console_block(part: str) -> str:
-    """The one block with this text in it."""
+    """The one console block that contains this text."""
     (block,) = (block for block in console_blocks() if part in block)
     return block

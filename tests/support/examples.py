@@ -16,14 +16,14 @@ from harness import ROOT, World
 
 import docs
 
-HOSTS = ROOT / ".hosts"  # where `make hosts` puts them
+HOSTS = ROOT / ".hosts"  # `make hosts` builds them here
 
 
 class Example:
-    """A copy of an example, made by the first two commands of its README, with classes renamed."""
+    """A copy of an example, made by the first two commands of its README, with its classes renamed."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """folder: an empty one."""
+        """folder: an empty folder."""
         self.name = name
         project = folder / "project"
         skipped = shutil.ignore_patterns(".venv", ".git", ".hosts", ".windows", "bench", "__pycache__", ".*_cache")
@@ -33,7 +33,7 @@ class Example:
         subprocess.run(["sh", "-e", "-c", new], cwd=project, check=True)
         self.folder = (project / cd.removeprefix("cd ")).resolve()
         self.plugin = f"{self.folder.name}_plugin.py"
-        if name in ("grafana", "terraform"):  # terraform's framework needs an older protobuf than what is installed
+        if name in ("grafana", "terraform"):  # terraform's framework needs an older protobuf
             subprocess.run(["make", ".venv/developing"], cwd=self.folder, check=True)
         else:
             (self.folder / ".venv").symlink_to(sys.prefix)
@@ -47,32 +47,32 @@ class Example:
 
     @staticmethod
     def names() -> list[str]:
-        """All of them."""
+        """The names of all examples."""
         return sorted(path.name for path in (ROOT / "examples").iterdir())
 
     @staticmethod
     def group(name: str) -> Any:
-        """For tests that use the same copy: one process of pytest runs them all, and makes it once."""
+        """The mark for tests that use the same copy: one pytest process runs them all, and makes the copy once."""
         return pytest.mark.xdist_group(f"example {name}")
 
     def console_blocks(self) -> list[str]:
-        """The commands and listings of its README."""
+        """The console blocks of its README."""
         return docs.console_blocks(self.folder / "README.md")
 
     @staticmethod
     def typed(block: str) -> str:
-        """What people type."""
+        """The commands in the block, which people type."""
         return "\n".join(line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ "))
 
     @staticmethod
     def shown(block: str) -> str:
-        """What they then see."""
+        """The output in the block."""
         return "".join(line + "\n" for line in block.splitlines() if not line.startswith("$ "))
 
     def run(self, world: World, commands: str, code: int = 0, **options: Any) -> str:
-        """Run them in one shell, in the copy; what they print. Afterwards no process is left."""
-        world.env.pop("PYTHONPATH", None)  # it needs nothing of the project that it was copied from
-        world.env["PYTEST_ADDOPTS"] = f"--basetemp={world.folder / 'pytest'}"  # pytest leaves that behind
+        """Run the commands in one shell, in the copy, and return what they print. No process may be left afterwards."""
+        world.env.pop("PYTHONPATH", None)  # the copy needs nothing of the project
+        world.env["PYTEST_ADDOPTS"] = f"--basetemp={world.folder / 'pytest'}"  # pytest leaves this folder behind
         process = world.run("sh", "-e", "-c", commands, **{"cwd": self.folder, **options})
         out, err = process.communicate()
         said = f"{commands}\n{out.decode()}\n{err.decode()}"
@@ -82,7 +82,7 @@ class Example:
 
 
 def programs(*names: str) -> list[Any]:
-    """The hosts that are there, as parameters; the others are skipped by name."""
+    """Hosts as parameters of a test; it skips hosts that are missing."""
     found = []
     for name in names:
         built = HOSTS / name
@@ -117,7 +117,7 @@ class Serving:
 
 
 def writer_of(pipe: Path) -> int:
-    """A descriptor to write to the pipe; 0 as long as nobody has opened it to read."""
+    """A descriptor to write to the pipe; 0 while nobody has opened it for reading."""
     try:
         return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:

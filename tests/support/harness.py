@@ -1,4 +1,4 @@
-"""A Go host on go-plugin, told what to do over pipes; what runs in a test; the check that nothing outlives it."""
+"""A Go host on go-plugin, which tests control over pipes; a test's processes; the check that nothing outlives it."""
 
 import base64
 import contextlib
@@ -29,16 +29,16 @@ SUPPORT = ROOT / "tests" / "support"
 PLUGINS = SUPPORT / "plugins"
 KV_COOKIE = ("BASIC_PLUGIN", "hello")
 
-# No test waits longer than this for what should happen at once; it only ends tests that fail.
+# The longest wait for what should happen at once; only failing tests wait so long.
 PATIENCE = 30.0
 
 
-# What programs are called ends so.
+# The ending of programs' names.
 EXE = ".exe" if sys.platform == "win32" else ""
 
 
 def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """The condition's first true value, waited for; its last value if there is none in time."""
+    """Wait for the condition's first true value and return it; if there is none in time, return the last value."""
     end = time.monotonic() + seconds
     while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.001)
@@ -46,8 +46,8 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 
 
 def name_of(process: psutil.Process) -> str:
-    """What its program is called, in small letters."""
-    # On Windows by its command: Wine cannot tell the name of a process.
+    """The name of its program, in lower case."""
+    # On Windows from its command: Wine does not know the name of a process.
     name = process.name() if os.name == "posix" else Path(process.cmdline()[0]).name
     return name.lower()
 
@@ -59,14 +59,14 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def is_companion(process: psutil.Process) -> bool:
-    """On Windows, whether it was started as one: it has the same command as its plugin."""
+    """On Windows, whether the process is a companion; it has the same command as its plugin."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         return "GOPLUGIN_COMPANION" in process.environ()
     return False
 
 
 class CallError(Exception):
-    """A call that ended with another status than OK; code is Go's name of it, NotFound say."""
+    """A call that ended with a status other than OK; code is Go's name of the status, for example NotFound."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -94,11 +94,11 @@ class Host:
             reader.start()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Have the host do one thing, and return its answer. CallError if it failed."""
+        """Have the host do one thing, and return its answer. CallError if it fails."""
         return self.begin(op, **arguments)()
 
     def begin(self, op: str, **arguments: Any) -> Callable[[], dict[str, Any]]:
-        """Have the host begin one thing; the result waits for its answer."""
+        """Have the host begin one thing. Call the result to wait for the answer."""
         number = next(self._ids)
         answers = self._answers[number] = queue.SimpleQueue()
         if isinstance(message := arguments.get("message"), bytes):
@@ -120,17 +120,17 @@ class Host:
         return result
 
     def call(self, method: str, request: Message | bytes, response: Any = None, **arguments: Any) -> Any:
-        """One unary call; the response is parsed into the given message class, else returned as bytes."""
+        """Make a unary call. Returns the response as the given message class, or as bytes."""
         message = request if isinstance(request, bytes) else request.SerializeToString()
         answer: bytes = self.ask("call", method=method, message=message, **arguments)["message"]
         return response.FromString(answer) if response else answer
 
     def log(self) -> list[dict[str, Any]]:
-        """What the host logged so far, the plugin's records included."""
+        """The host's log so far, with the plugin's records."""
         return [json.loads(line) for line in self.ask("log")["text"].splitlines()]
 
     def logged(self, text: str, **fields: Any) -> dict[str, Any] | None:
-        """The first record whose message has the text and whose pairs have the fields, waited for."""
+        """Wait for the first record whose message has the text and whose pairs have the fields."""
 
         def find() -> dict[str, Any] | None:
             for record in self.log():
@@ -142,11 +142,11 @@ class Host:
         return found
 
     def logged_now(self, text: str) -> bool:
-        """Whether it logged the text anywhere, so far."""
+        """Whether the log has the text anywhere, so far."""
         return any(text in str(record) for record in self.log())
 
     def close(self) -> None:
-        """End the host as programs end: it kills its plugin first."""
+        """End the host normally: it kills its plugin first."""
         if self.process.poll() is None:
             assert self.process.stdin
             self.process.stdin.close()
@@ -176,7 +176,7 @@ class Host:
 
 
 class World:
-    """A folder, an environment, and whatever runs in it, of one test."""
+    """The folder, environment and processes of one test."""
 
     def __init__(
         self, folder: Path, host_binary: Path, *, auto_mtls: bool, on_asyncio: bool, multiplexed: bool
@@ -207,11 +207,11 @@ class World:
 
     @property
     def serves(self) -> str:
-        """What a plugin logs when it serves."""
+        """The plugin's record when it begins to serve."""
         return f"goplugin {goplugin.__version__} serves, with grpcio {grpc.__version__}"
 
     def use_native(self, folder: Path) -> None:
-        """Have plugins use pygrpc-native instead of grpc.server. folder: plugin.py on it, and newly generated code."""
+        """Have plugins use pygrpc-native, not grpc.server. folder: plugin.py for it, and newly generated code."""
         self.on_native = True
         self.kv_plugin = folder / "plugin.py"
         self.env["PROBE_ON_NATIVE"] = "yes"
@@ -225,9 +225,9 @@ class World:
         shell: bool = False,
         **config: Any,
     ) -> Host:
-        """A Go host for the plugin script, by default that of the KV plugin. config: see tests/support/host/main.go."""
+        """A Go host for the plugin script, by default the KV plugin's. config: see tests/support/host/main.go."""
         command = [str(python), str(script or self.kv_plugin)]
-        if shell:  # as go-plugin's KV example does; a list of two commands, so that the shell stays our parent
+        if shell:  # as go-plugin's KV example does; two commands, so that the shell stays the plugin's parent
             command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
         defaults: dict[str, Any] = {"cmd": command, "dir": str(self.folder), "cookie": KV_COOKIE, "versions": [1]}
         if sys.platform == "win32":
@@ -245,14 +245,14 @@ class World:
         return host
 
     def run(self, *command: str | Path, **options: Any) -> "subprocess.Popen[bytes]":
-        """Start a process of the test's own, ended with the test."""
+        """Start a process, which ends with the test."""
         options = {"cwd": self.folder, "env": self.env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         process = subprocess.Popen(list(map(str, command)), **options)
         self._started.append(process)
         return process
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs of this test: hosts, shells, plugins and what they started."""
+        """All processes of this test: hosts, shells, plugins and what they have started."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -263,12 +263,12 @@ class World:
         return found
 
     def plugins(self) -> list[psutil.Process]:
-        """The Python processes among them: plugins, and children of theirs."""
+        """The Python processes among them: plugins and their children."""
         companions = self.companions() if sys.platform == "win32" else []
         return [process for process in self._named("python") if process not in companions]
 
     def companions(self) -> list[psutil.Process]:
-        """The processes beside the plugins."""
+        """The companions of the plugins."""
         if sys.platform == "win32":
             return [process for process in self._named("python") if is_companion(process)]
         return self._named("companion")
@@ -276,7 +276,7 @@ class World:
     def _named(self, name: str) -> list[psutil.Process]:
         found = []
         for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it left since the look
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
                 if name in name_of(process):
                     found.append(process)
         return found
@@ -288,19 +288,19 @@ class World:
             running = self.plugins()
             return [process for process in running if process.ppid() not in [other.pid for other in running]]
 
-        # A companion is called python as well, for its first moment.
+        # A companion's name is python, too, for a moment.
         eventually(lambda: len(without_children()) == 1, 5)
         (plugin,) = without_children()
         return plugin
 
     def companion(self) -> psutil.Process:
-        """The one process beside the plugin."""
+        """The one companion."""
         eventually(self.companions)
         (companion,) = self.companions()
         return companion
 
     def gone(self, seconds: float = 10) -> bool:
-        """Whether plugin and companion leave within that time; without one, however busy the machine is."""
+        """Whether plugin and companion leave in time; the default is enough even on a busy machine."""
         return bool(eventually(lambda: not self.plugins() and not self.companions(), seconds))
 
     def close(self) -> None:
@@ -309,7 +309,7 @@ class World:
         for started in self._started:
             if started.poll() is None:
                 started.kill()
-            if not (started.stdout and started.stdout.closed):  # else the test has done this
+            if not (started.stdout and started.stdout.closed):  # otherwise the test has read it
                 started.communicate()
         # Plugins leave within 2 s of their host.
         eventually(lambda: not self.processes(), 3)
@@ -317,7 +317,7 @@ class World:
         left = [name_of(process) for process in processes]
         for process in processes:
             process.kill()
-        for folder in self.temporary.glob("pymp-*"):  # multiprocessing's own, which it leaves when it is killed
+        for folder in self.temporary.glob("pymp-*"):  # multiprocessing leaves this folder if it is killed
             shutil.rmtree(folder)
         assert not left, f"processes outlived the test: {left}"
         files = [file.name for file in self.temporary.iterdir()]

@@ -1,4 +1,4 @@
-"""The KV service as the tests call it through the Go host."""
+"""Calls of the KV service through the Go host."""
 
 from harness import Host
 

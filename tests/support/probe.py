@@ -1,4 +1,4 @@
-"""The probe plugin as the tests call it; see tests/support/plugins/probe_plugin.py."""
+"""Calls of the probe plugin: see tests/support/plugins/probe_plugin.py."""
 
 import inspect
 import json
@@ -21,24 +21,24 @@ PLUGIN = PLUGINS / "probe_plugin.py"
 
 
 def host(world: World, script: Path = PLUGIN, **config: Any) -> Host:
-    """A Go host for the plugin, or for a script that becomes it. config: as of World.host()."""
+    """A Go host for the plugin, or for a script that becomes it. config: as for World.host()."""
     return world.host(script, cookie=("PROBE_COOKIE", "probe"), **config)
 
 
 def start(world: World, script: Path = PLUGIN, **config: Any) -> Host:
-    """A Go host that has started it."""
+    """A Go host that has started the plugin."""
     started = host(world, script, **config)
     started.ask("start")
     return started
 
 
 def message(argument: Any) -> bytes:
-    """The request of a method."""
+    """The request with this argument."""
     return json.dumps(argument).encode()
 
 
 def do(host: Host, method: Callable[..., Any], argument: Any = None, **options: Any) -> Any:
-    """Call a method of the plugin's class Probe. options: of Host.call()."""
+    """Call a method of the plugin's class Probe. options: as for Host.call()."""
     return json.loads(host.call(f"/probe.Probe/{method.__name__}", message(argument), **options))
 
 
@@ -48,7 +48,7 @@ def act(
     *arguments: "Unpack[Arguments]",
     **options: Any,
 ) -> Any:
-    """Have a handler call a function of tests/support/plugins/actions; what that returns. options: of Host.call()."""
+    """Have a handler call a function of plugins/actions; return its result. options: as for Host.call()."""
     return json.loads(begin(host, action, *arguments, **options)()["message"])
 
 
@@ -58,29 +58,29 @@ def begin(
     *arguments: "Unpack[Arguments]",
     **options: Any,
 ) -> Callable[[], dict[str, Any]]:
-    """As act, without waiting for the end. The host's answer waits for it."""
+    """As act, but do not wait. Call the result to wait for the host's answer."""
     return host.begin("call", method=method(action), message=action_message(action, *arguments), **options)
 
 
 def method(action: Callable[..., Any]) -> str:
-    """That calls it."""
+    """The method that calls the action."""
     return "/probe.Probe/act_in_the_loop" if inspect.iscoroutinefunction(action) else "/probe.Probe/act"
 
 
 def action_message(action: "Callable[[Call, Unpack[Arguments]], Any]", *arguments: "Unpack[Arguments]") -> bytes:
-    """The request for it."""
+    """The request for the action."""
     return message([action.__module__, action.__name__, *arguments])
 
 
 def open_stream(host: Host, stream: int, method: str, message: bytes = b"") -> None:
-    """Call a method that takes one message and returns a stream. stream: a number for it, the test's own."""
+    """Call a method that takes one message and returns a stream. stream: a number that the test chooses for it."""
     host.ask("open", stream=stream, method=method)
     host.ask("send", stream=stream, message=message)
     host.ask("half_close", stream=stream)
 
 
 def serve(host: Host) -> int:
-    """Have the host serve an echo to the plugin; its id."""
+    """Have the host serve an echo to the plugin; return its id."""
     service_id: int = host.ask("next_id")["broker"]
     host.ask("accept", broker=service_id)
     return service_id

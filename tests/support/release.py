@@ -1,6 +1,6 @@
-"""Builds a release into dist/ and tries it, but neither tags nor uploads it: `make release`.
+"""`make release`: build a release into dist/ and try it, but neither tag nor upload it.
 
-What is built is the last commit. Two builds must have the same bytes, so that anyone can build it again and compare.
+It builds the last commit, twice. Both builds must have the same bytes, so that anyone can build again and compare.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ UV = Path(sys.executable).parent / "uv"
 
 
 def run(*command: str | Path, cwd: Path = ROOT, umask: int = -1, **env: str) -> str:
-    """What the command prints to stdout. Exits, with all that it prints, if it fails."""
+    """Run the command and return its stdout. If it fails, exit with its output."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     options: Any = {"cwd": cwd, "umask": umask, "env": {**inherited, **env}}
     done = subprocess.run(command, check=False, capture_output=True, text=True, **options)
@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path = ROOT, umask: int = -1, **env: str) -> 
 
 
 def ready() -> str:
-    """The version. Exits if the tree is not what a release can be made from."""
+    """The version. Exits if the tree is not ready for a release."""
     if changed := run("git", "status", "--porcelain"):
         sys.exit(f"No release: commit what is here, or remove it; git status says:\n{changed}")
     (version,) = re.findall('^__version__ = "(.*)"$', (ROOT / "goplugin" / "version.py").read_text(), re.MULTILINE)
@@ -53,7 +53,7 @@ def ready() -> str:
 
 
 def build(folder: Path, umask: int) -> list[Path]:
-    """The sdist and the wheel of the last commit, built in this folder."""
+    """Build the sdist and the wheel of the last commit in this folder."""
     run("git", "checkout-index", "--all", f"--prefix={folder}/source/", umask=umask)
     date = run("git", "log", "-1", "--format=%ct").strip()
     command = (sys.executable, "-m", "hatchling", "build", "-d", folder)
@@ -62,7 +62,7 @@ def build(folder: Path, umask: int) -> list[Path]:
 
 
 def try_out(file: Path, version: str, python: str, folder: Path) -> None:
-    """Install it in an empty venv; make a project there, and run its tests."""
+    """Install the file in an empty venv, make a project there, and run its tests."""
     folder.mkdir()
     run(UV, "venv", "--python", python, folder / "venv")
     inside = folder / "venv" / "bin" / "python"
@@ -76,7 +76,7 @@ def try_out(file: Path, version: str, python: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Do all of it, and say what is left to do."""
+    """Make the release, and say what is left to do."""
     version = ready()
     here = venvs.pythons()
     pythons = [python for python in venvs.supported() if python in here]

@@ -14,18 +14,18 @@ from examples import Example
 
 
 class VaultError(Exception):
-    """Vault's answer is an error, this one."""
+    """Vault answered with this error."""
 
 
 def free_address() -> str:
-    """One that nobody listens at."""
+    """An address where nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 class Vault:
-    """A server, and the `vault` command: a copy of the example in the world's folder, and a port that is free."""
+    """A Vault server on a free port and the `vault` command, with a copy of the example in the world's folder."""
 
     def __init__(self, world: World, example: Example, host: str) -> None:
         self.world, self.example, self.token = world, example, "root"
@@ -42,7 +42,7 @@ class Vault:
         _, self.readme, *_ = example.console_blocks()
         lines = example.typed(self.readme).splitlines()
         server = next(number for number, line in enumerate(lines) if "vault server" in line)
-        self("\n".join(lines[:server]))  # the launcher
+        self("\n".join(lines[:server]))  # makes the launcher
         self.development = lines[server].removesuffix(" &")
         self.rest = "\n".join(line for line in lines[server + 1 :] if not line.startswith("export"))
 
@@ -52,11 +52,11 @@ class Vault:
         assert eventually(self.answers), self.log
 
     def start_development(self) -> None:
-        """Run it by the line of README, which keeps everything in memory."""
+        """Run it with README's command, which keeps everything in memory."""
         self.start(self.development.replace("vault server", f"vault server -dev-listen-address={self.address}"))
 
     def start_production(self) -> None:
-        """Run it with storage in files, unsealed; the second time, with the same."""
+        """Run it unsealed, with storage in files, which a second start uses again."""
         storage = self.world.folder / "storage"
         again = storage.exists()
         storage.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ class Vault:
         self.unseal()
 
     def close(self) -> None:
-        """End it as its service does; its plugins end with it."""
+        """End Vault by SIGTERM; its plugins end with it."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(20)
@@ -99,7 +99,7 @@ class Vault:
             return False
 
     def register(self, *mounts: str) -> None:
-        """As README does; engines at these paths, each with a role and a password file of its own."""
+        """Register the plugins as README does, and enable engines at these paths, each with its own role and file."""
         register = [line for line in self.rest.splitlines() if line.startswith(("sum=", "vault plugin register"))]
         self("\n".join(register))
         for mount in mounts:
@@ -111,24 +111,24 @@ class Vault:
         self.ask("PUT", f"{mount}/role/reader", ttl="1h", max_ttl="24h")
 
     def issue(self, mount: str = "web", role: str = "reader") -> tuple[str, str]:
-        """Have an account made; its name, and the id of its lease."""
+        """Have Vault issue an account; return its name and the id of its lease."""
         answer = self.ask("GET", f"{mount}/creds/{role}")
         return answer["data"]["username"], answer["lease_id"]
 
     def accounts(self, mount: str = "web") -> list[str]:
-        """Whom the web server knows."""
+        """The accounts that the web server knows."""
         file = self.world.folder / mount
         return [line.partition(":")[0] for line in file.read_text().splitlines()] if file.exists() else []
 
     def __call__(self, command: str, code: int = 0) -> str:
-        """Run a command in a shell; what it prints."""
+        """Run a command in a shell and return what it prints."""
         process = self.world.run("sh", "-e", "-c", command)
         out, err = process.communicate()
         assert process.returncode == code, f"{command}\n{out.decode()}\n{err.decode()}"
         return out.decode() + err.decode()
 
     def ask(self, method: str, path: str, **data: Any) -> Any:
-        """Call its API; VaultError if it says no."""
+        """Call Vault's API. VaultError if it answers with an error."""
         connection = http.client.HTTPConnection(self.address, timeout=60)
         try:
             connection.request(method, f"/v1/{path}", json.dumps(data), {"X-Vault-Token": self.token})

@@ -1,5 +1,5 @@
-# Makes .windows: Python for Windows, under Wine, with what the tests need, and their Go host, built for Windows.
-# `make windows` runs it. On Windows itself nothing of this is needed: CONTRIBUTING.md.
+# Makes .windows: Python for Windows under Wine, with the tests' packages, and the tests' Go host for Windows.
+# `make windows` runs it. On Windows itself, it is not needed: see CONTRIBUTING.md.
 set -eu
 
 python=.windows/python
@@ -19,7 +19,7 @@ install_wine() {
     as_root=
     [ "$(id -u)" = 0 ] || as_root='sudo -n'
     command -v apt-get >/dev/null && $as_root true 2>/dev/null ||
-        fail "install$missing: here is no apt-get, or you are not root and sudo asks for a password"
+        fail "install$missing: this machine has no apt-get, or you are not root and sudo asks for a password"
     echo "Installing$missing: about a minute ..."
     # shellcheck disable=SC2086 # several words
     { $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
@@ -38,19 +38,19 @@ unpack_python() { # PyPI has no python.exe, but Maven Central has one, packed fo
     cp $python/lib/vcruntime140*.dll $python
 }
 
-library() { # the DLL $1 of the C code $2, which exports what stdin names
+library() { # builds the DLL $1 from the C code $2; stdin lists its exports
     { echo "LIBRARY ${1##*/}" && echo EXPORTS && cat; } >.windows/exports.def
     printf '%s\nint __stdcall entry(void *a, unsigned b, void *c) { return 1; }\n' "$2" >.windows/code.c
     x86_64-w64-mingw32-gcc -shared -nostdlib -e entry -o "$1" .windows/code.c .windows/exports.def \
         -lkernel32 -lntdll -ladvapi32
 }
 
-complete_python() { # with what the package lacks, and with what Wine 8 lacks
-    # Extensions for the stable ABI load python3.dll, which passes all on to python312.dll.
+complete_python() { # adds what the package and Wine 8 lack
+    # Extensions for the stable ABI load python3.dll, which forwards everything to python312.dll.
     x86_64-w64-mingw32-nm $python/libs/python3.lib 2>/dev/null | sed -n 's/.* __imp_\(.*\)/\1 = python312.\1/p' |
         sort -u | library $python/python3.dll ''
 
-    # Python's kernel32.dll. The functions that Wine lacks are those of os.getppid() and shutil.copy2().
+    # A kernel32.dll for Python. Wine lacks the functions that os.getppid() and shutil.copy2() call.
     x86_64-w64-mingw32-objdump -p $python/python312.dll |
         awk '/DLL Name:/ { ours = $3 == "KERNEL32.dll"; next } ours && NF == 3 { print $3 }' | grep '^[A-Z]' |
         sed '/^Pss/! { /^CopyFile2$/! s/.*/& = kernel32.&/ }' | library $python/PYKERN32.dll '
@@ -73,9 +73,9 @@ int __stdcall CopyFile2(const void *from, const void *to, void *how) {
 }'
     LC_ALL=C sed -i 's/KERNEL32\.dll/PYKERN32.dll/' $python/python312.dll
 
-    rm $python/lib/_wmi.pyd # or platform.platform() ends the process
+    rm $python/lib/_wmi.pyd # otherwise platform.platform() would end the process
 
-    # Rust and Go get random numbers from this.
+    # Rust and Go get random numbers from this DLL.
     wineboot --init >.windows/log 2>&1 || fail "Wine does not start: .windows/log says why"
     random=$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll
     [ -e "$random" ] || echo ProcessPrng | library "$random" '
@@ -83,7 +83,7 @@ unsigned char __stdcall SystemFunction036(void *, unsigned);
 int __stdcall ProcessPrng(unsigned char *bytes, unsigned long long size) { return SystemFunction036(bytes, size); }'
 }
 
-install_packages() { # into a folder. uv, because it reads the requirements as on Windows; pip would read them as here
+install_packages() { # into a folder, by uv: it reads the requirements as on Windows, pip as here
     folder=$1
     shift
     .venv/bin/uv pip install -q --python .venv/bin/python --python-platform x86_64-pc-windows-msvc --python-version 3.12 \
@@ -91,7 +91,7 @@ install_packages() { # into a folder. uv, because it reads the requirements as o
         fail "PyPI does not give the packages for Windows: .windows/log says why"
 }
 
-# What was made with other versions of these files is made anew; so is what an interruption left.
+# If these files have changed, or the last run was interrupted, make everything again.
 wanted=$(cat tests/support/windows.sh constraints.txt requirements*.txt tests/requirements.txt examples/terraform/requirements.txt | cksum)
 if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
     rm -rf .windows
@@ -106,11 +106,11 @@ if [ "$(cat .windows/version 2>/dev/null)" != "$wanted" ]; then
     cat >.windows/run <<R
 #!/usr/bin/env bash
 # Python for Windows: .windows/run -m pytest tests/plugin/test_kv.py
-# Through pipes, because Python cannot use a file of Linux as its stdout. No debugger, which keeps crashes waiting.
+# Pipes, because Python cannot use a Linux file as its stdout. No debugger: it would hold up crashes.
 set -o pipefail
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all WINEDLLOVERRIDES=winedbg.exe=d
 export GOPLUGIN_TEST_PROGRAMS='Z:$PWD/.windows/programs' GOPLUGIN_TEST_TERRAFORM='Z:$PWD/.windows/terraform'
-wineboot >/dev/null 2>&1 # or Wine's services have our pipes, and keep them as long as anything runs in .windows/prefix
+wineboot >/dev/null 2>&1 # otherwise Wine's services hold our pipes while anything runs in .windows/prefix
 wine '$PWD/$python/python.exe' "\$@" 2>&1 | cat
 R
     chmod +x .windows/run
@@ -118,6 +118,6 @@ R
     echo "$wanted" >.windows/version
 fi
 
-# There is no Go in Wine: tests/conftest.py finds it here.
+# Wine has no Go, so build the host here; tests/conftest.py finds it.
 cd tests/support/host
 GOOS=windows GOARCH=amd64 go build -o ../../.windows/programs/host.exe .

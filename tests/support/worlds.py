@@ -1,6 +1,6 @@
-"""Which test runs in which world: what kind of plugin, under what kind of host. `make worlds` prints it for each test.
+"""Which test runs in which world (a kind of plugin under a kind of host). `make worlds` prints them for each test.
 
-A test that takes the fixture `world` runs once in each world of its file, below. A marker leaves some of them out.
+A test that takes the fixture `world` runs once in each world of its file, below. A marker leaves some worlds out.
 """
 
 import sys
@@ -20,17 +20,17 @@ WORLDS = (
     "native",  # pygrpc_native.server
 )
 
-# A column for each world, in that order. x: in `make test`; s: in `make test-all`, like all that is slow; .: never.
+# One column for each world, in that order. x: in `make test`; s: in `make test-all`, like all slow tests; .: never.
 ALL = "xsss s..s s"
 ON_EACH_SERVER = "x.s. .... s"
 FILES = {
-    # What only one world can break.
+    # Only one world can break these.
     "test_aio": "..xs .... .",
     "test_automtls": ON_EACH_SERVER,  # these tests set AutoMTLS themselves
     "test_loopback_hop": ".x.x x..x .",
     "test_multiplex": ".... xsss .",
     "test_native": ".... .... x",
-    # What each world could break.
+    # Each world could break these.
     "test_broker": ALL,
     "test_calls": ALL,
     "test_children": ALL,
@@ -43,7 +43,7 @@ FILES = {
     "test_machines": ALL,
     "test_server": ALL,
     "test_stdio": ALL,
-    # What does not depend on the host.
+    # These do not depend on the host.
     "test_debug": ON_EACH_SERVER,
     "test_handshake": ON_EACH_SERVER,
     "test_limits": ON_EACH_SERVER,
@@ -54,7 +54,7 @@ FILES = {
 }
 OTHER_FILES = "x... .... ."
 
-# What a marker leaves of them. Each is used with a reason.
+# The worlds that a marker keeps. Each use of a marker gives a reason.
 MARKERS = {
     "plain_only": "x.x. .... x",
     "threads_only": "xx.. .... .",
@@ -64,7 +64,7 @@ MARKERS = {
 
 
 def of(file: str, markers: set[str]) -> list[Any]:
-    """The worlds of a test as pytest's parameters. file: the module's name; markers: the names of the test's."""
+    """The worlds of a test as pytest parameters. file: its module's name; markers: the names of its markers."""
     columns = FILES.get(file, OTHER_FILES).replace(" ", "")
     for marker in markers & MARKERS.keys():
         left = MARKERS[marker].replace(" ", "")
@@ -74,7 +74,7 @@ def of(file: str, markers: set[str]) -> list[Any]:
 
 
 class Printer:
-    """A plugin of pytest that prints the table of the collected tests."""
+    """A pytest plugin that prints the table of the collected tests."""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         tests: dict[str, dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""yamux as it is on the wire, so that tests can say what no session would."""
+"""yamux frames as on the wire, so that tests can send what no session would."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""How lines and log records share one pipe, by plain calls: goplugin/frames.py."""
+"""goplugin/frames.py by plain calls: lines and log records share one pipe."""
 
 import json
 import random
@@ -26,7 +26,7 @@ def test_a_record_arrives_whole(size: int, limit: int) -> None:
 
 
 def test_records_and_lines_of_many_writers() -> None:
-    """Whatever the order of what each writes, and wherever a read ends."""
+    """In any order of the writes, and wherever a read ends."""
     generator = random.Random(1)
     records = [b"%d" % number * generator.randrange(5000) + b"\n" for number in range(1, 10)]
     lines = [b"line %d\n" % number for number in range(50)]

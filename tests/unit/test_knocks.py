@@ -1,4 +1,4 @@
-"""The broker of a host that multiplexes, told by plain calls what the host says; test_multiplex.py has a real one."""
+"""The broker under multiplexing: plain calls play the host's part. test_multiplex.py has a real host."""
 
 import gc
 import queue
@@ -21,7 +21,7 @@ from goplugin.transport import Multiplexed
 
 
 class Streams(Multiplexed):
-    """Counts what is opened and closed."""
+    """Notes the addresses that the broker opens and closes."""
 
     _hop: Any = ()  # a Unix socket needs no credentials
 
@@ -38,7 +38,7 @@ class Streams(Multiplexed):
 
 
 class Side:
-    """The plugin's broker, and what the host hears and says on the broker's stream."""
+    """The plugin's broker, with the host's end of the broker's stream."""
 
     def __init__(self) -> None:
         self.streams = Streams()
@@ -54,7 +54,7 @@ class Side:
         return self.broker._address_of(service_id)
 
     def knock(self) -> int:
-        """The id of the next knock, waited for."""
+        """Wait for the next knock and return its id."""
         info = next(self._heard)
         assert info.knock.knock
         assert not info.knock.ack
@@ -90,7 +90,7 @@ def test_one_knock_at_a_time(side: Side) -> None:
 
 
 def test_who_gives_up_lets_the_next_one_knock(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, not when the host's time is over. Its answer is for nobody, but the host waits for a stream."""
+    """The next dial knocks at once. Nobody needs the host's late answer, but the host waits for a stream."""
     monkeypatch.setattr(knocks, "TIMEOUT", 4.0)
     begin = time.monotonic()
     first, second = side.dial(1), side.dial(2)
@@ -105,7 +105,7 @@ def test_who_gives_up_lets_the_next_one_knock(side: Side, monkeypatch: pytest.Mo
 
 
 def test_a_dial_after_one_that_was_given_up(side: Side) -> None:
-    """Both have knocked, and the host answers both: there must be two streams, or it takes another id's for one."""
+    """The host answers both knocks, so it needs two streams; otherwise it would take the stream of another id."""
     side.dial(1).cancel()
     again = side.dial(1)
     assert [side.knock(), side.knock()] == [1, 1]
@@ -143,7 +143,7 @@ def test_whoever_is_refused_does_not_keep_python_from_its_end(side: Side) -> Non
 
 
 def test_dials_before_the_hosts_stream_and_after_it(side: Side) -> None:
-    """They wait no longer than the others. What could not be said is said on the next stream, if it is not too late."""
+    """They wait as long as other dials. The broker sends a pending knock on the next stream, if it is not too late."""
     first, second = side.dial(1), side.dial(2)
     assert side.knock() == 1
     side.end()
@@ -173,7 +173,7 @@ def test_a_dial_for_which_there_was_no_thread(side: Side, monkeypatch: pytest.Mo
 
 
 def test_a_host_that_is_silent_leaves_no_thread(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has opened the id, and does not speak: the channel goes when nobody holds it any more."""
+    """The host has opened the id but does not speak. The channel goes when nobody holds it any more."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(Path(folder) / "s"))
         silent.listen()

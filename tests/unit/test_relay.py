@@ -1,4 +1,4 @@
-"""What the relay passes on: ends of either side, resets, and no more than the slower side takes."""
+"""The relay passes on the ends and resets of either side, and buffers little for a slow side."""
 
 import contextlib
 import errno
@@ -46,8 +46,8 @@ class Ends:
             end.settimeout(10)
 
     def connections(self) -> int:
-        """Sockets that the relay still has of the connection."""
-        return len(self._thread._loop._callbacks) - 2  # for commands, and the listener's
+        """How many sockets of the connection the relay still has."""
+        return len(self._thread._loop._callbacks) - 2  # not counting those for commands and for the listener
 
     def close(self) -> None:
         for end in (self.caller, self.grpc, self._listener):
@@ -70,11 +70,11 @@ def receive_all(end: socket.socket) -> bytes:
 
 
 def test_the_callers_end_passes_through_and_answers_come_back(ends: Ends) -> None:
-    """Half-closed: it says no more, and still listens."""
+    """The caller half-closes: it sends no more, but still reads."""
     ends.caller.sendall(b"request")
     with pytest.raises((TimeoutError, ssl.SSLError, OSError)):
         ends.caller.settimeout(0.2)
-        ends.caller.unwrap()  # sends its end, and waits for the other one, which does not come
+        ends.caller.unwrap()  # sends its end and waits for the other end, which does not come
     assert receive_all(ends.grpc) == b"request"
     ends.grpc.sendall(b"x" * MB)
     ends.grpc.close()
@@ -96,7 +96,7 @@ def test_grpcs_end_passes_through_and_requests_still_go_in(ends: Ends) -> None:
 def test_a_side_that_has_ended_where_a_second_shutdown_fails(
     ends: Ends, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on macOS. What the other side still says arrives, piece by piece, and nothing is cut."""
+    """As on macOS. What the other side still sends arrives, piece by piece, and the relay resets nothing."""
     ended, other = (ends.caller, ends.grpc) if side == "caller" else (ends.grpc, ends.caller)
     shutdown, were_shut = socket.socket.shutdown, set[socket.socket]()
     close, cuts = relay.Relay._close, list[bool]()
@@ -118,7 +118,7 @@ def test_a_side_that_has_ended_where_a_second_shutdown_fails(
     else:
         ended.settimeout(0.2)
         with pytest.raises(TimeoutError):
-            ends.caller.unwrap()  # sends its end, and waits for the other one
+            ends.caller.unwrap()  # sends its end and waits for the other end
         ended.settimeout(10)
     assert other.recv(100) == b""
     for number in range(3):
@@ -130,7 +130,7 @@ def test_a_side_that_has_ended_where_a_second_shutdown_fails(
 
 
 def test_room_is_made_by_refusing_others(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When no descriptor is left for grpc's side, a stranger goes, though the host's connection is older."""
+    """If no descriptor is left for grpc's side, the relay drops a stranger, although the host connected earlier."""
     host = socket.create_connection(ends.where)
     with socket.create_connection(ends.where, timeout=10) as stranger:
         assert eventually(lambda: len(ends.inside._handshakes) == 2)
@@ -164,7 +164,7 @@ def test_a_reset_passes_through(ends: Ends, side: str) -> None:
 
 @pytest.mark.parametrize("slow", ["caller", "grpc"])
 def test_a_slow_reader_costs_no_memory(ends: Ends, slow: str) -> None:
-    """Who sends to it is kept waiting after a few MB, and loses nothing."""
+    """After a few MB the relay makes the sender wait; nothing is lost."""
     sender, reader = (ends.caller, ends.grpc) if slow == "grpc" else (ends.grpc, ends.caller)
     data = b"".join(b"%08d" % number for number in range(4 * MB))
     sent = 0
@@ -172,7 +172,7 @@ def test_a_slow_reader_costs_no_memory(ends: Ends, slow: str) -> None:
     with contextlib.suppress(TimeoutError):
         while sent < len(data):
             sent += sender.send(data[sent : sent + 65536])
-    assert sent < 12 * MB, "the relay took it all"
+    assert sent < 12 * MB, "the relay buffered everything"
     sender.settimeout(20)
     rest = threading.Thread(target=sender.sendall, args=(data[sent:],))
     rest.start()

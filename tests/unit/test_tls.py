@@ -1,4 +1,4 @@
-"""TLS without sockets, by plain calls: goplugin/companion/tls.py."""
+"""goplugin/companion/tls.py by plain calls, without sockets."""
 
 import contextlib
 import ssl
@@ -16,7 +16,7 @@ def contexts(tmp_path: Path) -> Contexts:
 
 
 class Host:
-    """The host's end: Python's ssl, with its certificate."""
+    """The host's end of TLS: Python's ssl with the host's certificate."""
 
     def __init__(self, tmp_path: Path, name: str = "host", *, serves: bool = False) -> None:
         self.into, self.out = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,7 +1,7 @@
 """The thread pool by itself, and in the plugin with a Go host.
 
-No test measures speed. Handlers that wait do so until something happens, and the clock that tells an idle process from
-a busy one is replaced where it matters, so that a loaded machine changes nothing.
+No test measures speed. Handlers that wait do so until something happens. Where it matters, a test replaces the clock
+that tells an idle process from a busy one, so that a loaded machine changes nothing.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from goplugin import workers as module
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Workers]]:
-    """Workers(...), shut down with the test, which leaves no thread."""
+    """Makes Workers(...), and shuts them down after the test; no thread may stay."""
     pools = []
 
     def made(*args: int, life: float = 0.5) -> Workers:
@@ -53,7 +53,7 @@ def threads() -> list[threading.Thread]:
 
 
 def together(pool: Workers, number: int) -> None:
-    """Do so many pieces of work that wait for each other: only as many threads can do it."""
+    """Do `number` pieces of work that wait for each other, so that they need as many threads."""
     barrier = threading.Barrier(number)
     done = [pool.submit(barrier.wait, PATIENCE) for _ in range(number)]
     assert sorted(future.result() for future in done) == list(range(number))
@@ -61,7 +61,7 @@ def together(pool: Workers, number: int) -> None:
 
 @contextlib.contextmanager
 def load(pool: Workers, work: Callable[[], object], flight: int) -> Iterator[None]:
-    """Keep so many pieces of work in flight."""
+    """Keep `flight` pieces of work in flight."""
     stop = threading.Event()
 
     def again() -> None:
@@ -78,7 +78,7 @@ def load(pool: Workers, work: Callable[[], object], flight: int) -> Iterator[Non
 
 
 def test_results_and_exceptions(workers: Workers) -> None:
-    assert isinstance(workers, ThreadPoolExecutor)  # grpc checks
+    assert isinstance(workers, ThreadPoolExecutor)  # grpc checks this
     assert workers.submit(pow, 2, 10).result() == 1024
     with pytest.raises(ZeroDivisionError):
         workers.submit(lambda: 1 / 0).result()
@@ -96,7 +96,7 @@ def test_sizes_are_checked(sizes: tuple[int, int]) -> None:
 def test_the_first_threads_exist_from_the_start(make: Callable[..., Workers]) -> None:
     make(3, 8)
     assert len(threads()) == 3
-    # Else a handler that never returns would keep the process alive.
+    # Otherwise a handler that never returns would keep the process alive.
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("worker"))
 
 
@@ -105,12 +105,12 @@ def test_the_first_threads_exist_from_the_start(make: Callable[..., Workers]) ->
     [
         (2, 0, True, 2),  # both threads wait in their handlers
         (2, 5, True, 2),  # handlers that wait 4 ms
-        (2, 50, True, 0),  # short handlers, and the machine paused
+        (2, 50, True, 0),  # short handlers, but the machine paused
         (16, 27, True, 16),
         (2, 50, False, 0),  # handlers that do nearly nothing
-        (2, 12, False, 0),  # handlers that compute for 0.5 ms: so on few threads ...
-        (64, 12, False, 0),  # ... as on many, which must not add more
-        (2, 0, False, 1),  # handlers that compute for long
+        (2, 12, False, 0),  # handlers that compute for 0.5 ms, on few threads ...
+        (64, 12, False, 0),  # ... and on many threads, which must not become more
+        (2, 0, False, 1),  # handlers that compute for a long time
         (9, 7, False, 1),  # handlers that wait while others compute
     ],
 )
@@ -148,14 +148,14 @@ def test_work_that_waits_gets_threads_beside_what_computes(workers: Workers) -> 
 
 
 def test_short_waits_get_threads_too(workers: Workers) -> None:
-    """Though some of them is taken up all the time."""
+    """Although the pool starts some of the work all the time."""
     with load(workers, lambda: time.sleep(0.004), 64):
         assert eventually(lambda: len(threads()) > 16)
 
 
 @pytest.mark.usefixtures("busy")
 def test_what_computes_stays_on_few_threads(workers: Workers) -> None:
-    """64 in flight. A thread is added only if the machine lets next to nothing be done for 10 ms."""
+    """64 are in flight. The pool adds a thread only if the machine gets almost nothing done for 10 ms."""
     done = itertools.count()
     with load(workers, lambda: next(done), 64):
         assert eventually(lambda: next(done) > 10_000)
@@ -174,7 +174,7 @@ def test_never_more_than_the_cap_and_nothing_is_lost(
     monkeypatch.setattr(module, "_growth", double)
     pool, go = make(1, 4), threading.Event()
     done = [pool.submit(go.wait, PATIENCE) for _ in range(40)]
-    assert eventually(lambda: looks[-3:] == [4, 4, 4])  # it was asked again, and did not get more
+    assert eventually(lambda: looks[-3:] == [4, 4, 4])  # the pool asked again, but got no more threads
     assert len(threads()) == 4
     go.set()
     assert all(future.result() for future in done)
@@ -187,10 +187,10 @@ def test_threads_are_given_back(workers: Workers) -> None:
 
 
 def test_threads_are_given_back_under_load_too(workers: Workers) -> None:
-    """What once was taken for handlers that wait, a pause of the machine say, must not cost for good."""
+    """A pause of the machine can look like waiting handlers; the threads that it adds must not stay for good."""
     together(workers, 32)
     then = threads()
-    with load(workers, lambda: time.sleep(0.001), 64):  # more than there are threads: none ever rests
+    with load(workers, lambda: time.sleep(0.001), 64):  # more work than threads, so no thread ever rests
         assert eventually(lambda: sum(thread.is_alive() for thread in then) == 2)
 
 
@@ -203,7 +203,7 @@ def test_work_that_comes_while_a_thread_ends_is_not_forgotten(
     def submit_at_the_end(pool: Workers, worker: Any) -> Any:
         task = following(pool, worker)
         if not task and not late:
-            late.append(pool.submit(abs, -1))  # there still are as many threads as tasks
+            late.append(pool.submit(abs, -1))  # there are still as many threads as tasks
         return task
 
     monkeypatch.setattr(Workers, "_next", submit_at_the_end)
@@ -315,7 +315,7 @@ def test_no_thread_left_at_the_start(name: str, number: int, monkeypatch: pytest
 
 
 def test_no_thread_left_later(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work waits for the threads that there are; none is lost, and the pool grows again later."""
+    """Work waits for the existing threads. No work is lost, and the pool grows again later."""
     refused = []
 
     def refuse(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""yamux: by plain calls, by garbage, and with github.com/hashicorp/yamux on the other side."""
+"""yamux by plain calls, with garbage, and with github.com/hashicorp/yamux on the other side."""
 
 import contextlib
 import random
@@ -26,13 +26,13 @@ class Side:
 
 
 class Pair:
-    """Two sessions, one beside the other."""
+    """Two sessions that talk to each other."""
 
     def __init__(self) -> None:
         self.client, self.server = Side(client=True), Side()
 
     def pass_on(self, chunk: int = 1 << 20) -> None:
-        """What each has to say, to the other, until both are silent."""
+        """Pass the output of each side to the other until both are silent."""
         while True:
             said = [(side.session.output(), other) for side, other in self.both()]
             if not any(data for data, _ in said):
@@ -45,7 +45,7 @@ class Pair:
         return [(self.client, self.server), (self.server, self.client)]
 
     def stream(self, opener: str = "client") -> tuple[Stream, Stream]:
-        """The two ends of a new one."""
+        """The two ends of a new stream."""
         sides = self.both() if opener == "client" else self.both()[::-1]
         stream = sides[0][0].session.open()
         self.pass_on()
@@ -94,7 +94,7 @@ def test_no_more_is_sent_than_there_is_room_for() -> None:
         send(ours, b"x")
     assert not ours.writable()
     pair.pass_on()
-    assert len(theirs.recv(WINDOW // 2 - 1)) == WINDOW // 2 - 1  # not worth an update
+    assert len(theirs.recv(WINDOW // 2 - 1)) == WINDOW // 2 - 1  # too little for an update
     pair.pass_on()
     assert not ours.writable()
     theirs.recv(1)
@@ -199,9 +199,9 @@ def test_violations_end_the_session(what: str) -> None:
 
 @pytest.mark.parametrize("_", range(20))
 def test_random_frames(_: int) -> None:
-    """Whatever comes is taken or refused, in bounded memory: nothing else is raised."""
+    """The session accepts or refuses any frame, in bounded memory, and raises nothing but YamuxError."""
     side, frames = Side(), 0
-    room: dict[int, int] = {}  # of streams that are open, by id
+    room: dict[int, int] = {}  # of the open streams, by id
     try:
         while True:
             frames += 1
@@ -222,7 +222,7 @@ def test_random_frames(_: int) -> None:
 
 
 def random_frame(room: dict[int, int]) -> bytes:
-    """A frame that may come, mostly."""
+    """A random frame; most are valid."""
     if random.random() < 0.002:
         return frame(random.randrange(6), random.randrange(16), random.getrandbits(32), random.getrandbits(32))
     if random.random() < 0.1:
@@ -240,7 +240,7 @@ def random_frame(room: dict[int, int]) -> bytes:
 
 
 def garbled(data: bytes) -> bytes:
-    """The same, rarely with a bit turned."""
+    """The same data, rarely with one bit flipped."""
     if random.random() < 0.001:
         changed = bytearray(data)
         changed[random.randrange(12)] ^= 1 << random.randrange(8)
@@ -255,7 +255,7 @@ def peer_binary(programs: Path) -> Path:
 
 
 class Peer:
-    """hashicorp/yamux in a process of its own, and our session with it."""
+    """hashicorp/yamux in a separate process, and a session of goplugin's with it."""
 
     def __init__(self, binary: Path, folder: Path, side: str, what: str, streams: int, size: int) -> None:
         listener = socket.socket(socket.AF_UNIX)
@@ -270,7 +270,7 @@ class Peer:
         self.most_held = 0
 
     def serve(self, use: Callable[[Stream], None]) -> None:
-        """Use each stream that the peer opens whenever it may go on, until the peer leaves."""
+        """Call `use` with each stream that has changed, until the peer leaves."""
         session = self.side.session
         while data := self.receive():
             session.receive(data)
@@ -305,7 +305,7 @@ def peer(peer_binary: Path) -> Iterator[Callable[..., Peer]]:
         peers.append(Peer(peer_binary, Path(folder), side, what, streams, size))
         return peers[-1]
 
-    with tempfile.TemporaryDirectory() as folder:  # the name of a socket has 107 bytes at most
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket has at most 107 bytes
         yield start
     for one in peers:
         one.connection.close()
@@ -314,7 +314,7 @@ def peer(peer_binary: Path) -> Iterator[Callable[..., Peer]]:
 
 
 def echo(stream: Stream) -> None:
-    """Send back what comes, as far as there is room."""
+    """Send back what arrives, as far as there is room."""
     left = backlog.setdefault(stream, bytearray())
     while True:
         if not left and stream.readable():
@@ -335,7 +335,7 @@ backlog: dict[Stream, bytearray] = {}
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_gigabyte_each_way_over_100_streams(peer: Callable[..., Peer], side: str) -> None:
-    """The peer opens them, pings meanwhile, closes its halves first, and finds all that it sent."""
+    """The peer opens the streams, pings meanwhile, closes its halves first, and gets back all that it sent."""
     other = peer(side, "exchange", 100, 10 * MB)
     backlog.clear()
     other.serve(echo)
@@ -345,7 +345,7 @@ def test_a_gigabyte_each_way_over_100_streams(peer: Callable[..., Peer], side: s
 
 
 def test_a_side_that_does_not_read(peer: Callable[..., Peer]) -> None:
-    """The peer's write ends at the window; ours, too, and holds no more than that."""
+    """The peer can write one window; so can the session, which also buffers no more than that."""
     other = peer("client", "flood", 1, 10 * MB)
     sent = 0
 
@@ -361,11 +361,11 @@ def test_a_side_that_does_not_read(peer: Callable[..., Peer]) -> None:
 
 
 def test_streams_that_the_peer_refuses(peer: Callable[..., Peer]) -> None:
-    """It resets those beyond its backlog."""
+    """The peer resets the streams beyond its backlog."""
     other = peer("client", "refuse", 3)
     streams = [other.side.session.open() for _ in range(5)]
     other.flush(lambda stream: None)
-    other.side.session.receive(other.receive())  # of the last ones: it has all of them by now
+    other.side.session.receive(other.receive())  # the answer to the last ones: the peer has all of them by now
     assert other.process.stdin
     other.process.stdin.write("\n")
     other.process.stdin.flush()

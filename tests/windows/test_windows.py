@@ -1,4 +1,4 @@
-"""A Terraform user on Windows: OpenTofu or Terraform there, and the provider of examples/terraform as an .exe."""
+"""OpenTofu or Terraform on Windows uses the provider of examples/terraform as an .exe."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from harness import ROOT, CallError, World, eventually
 
 pytestmark = [
     pytest.mark.windows,
-    pytest.mark.skipif(sys.platform != "win32", reason="it is about Windows"),
+    pytest.mark.skipif(sys.platform != "win32", reason="only for Windows"),
     pytest.mark.timeout(1200),
 ]
 
@@ -21,7 +21,7 @@ COOKIE = ("TF_PLUGIN_MAGIC_COOKIE", "d602bf8f470bc67ca7faa0386276bbdd4330efaf76d
 
 
 def made(folder: Path) -> Path:
-    """The archive of `make dist`, of a copy of the example."""
+    """The archive that `make dist` makes in a copy of the example."""
     shutil.copytree(ROOT / "examples" / "terraform", folder)
     shutil.copytree(ROOT / "goplugin", folder / "goplugin")
     env = dict(os.environ)
@@ -40,7 +40,7 @@ def made(folder: Path) -> Path:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """Where the example's API keeps its notes."""
+    """The URL of the notes in the example's API."""
     server = ROOT / "examples" / "terraform" / "example" / "server.py"
     with subprocess.Popen([sys.executable, str(server), "0"], stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -52,7 +52,7 @@ def test_a_provider_in_python(world: World, url: str) -> None:
     built = ROOT / ".hosts" / "tofu.exe"
     tofu = str(built) if built.exists() else shutil.which("terraform")
     if not tofu:
-        pytest.skip("neither tofu.exe nor Terraform is there: sh tests/support/hosts.sh tofu.exe")
+        pytest.skip("tofu.exe and Terraform are missing: sh tests/support/hosts.sh tofu.exe")
     mirror = world.folder.parent / "mirror"
     (mirror / "example.com" / "me" / "notes").mkdir(parents=True)
     shutil.copy(made(world.folder.parent / "provider"), mirror / "example.com" / "me" / "notes")
@@ -68,7 +68,7 @@ def test_a_provider_in_python(world: World, url: str) -> None:
         "CHECKPOINT_DISABLE": "1",
         "NOTES_TOKEN": "secret",
     }
-    del world.env["PYTHONPATH"]  # the program has all that it needs
+    del world.env["PYTHONPATH"]  # the program contains all that it needs
     main = (ROOT / "examples" / "terraform" / "example" / "main.tf").read_text()
     (world.folder / "main.tf").write_text(main.replace("http://127.0.0.1:8000/notes", url))
 

@@ -10,11 +10,11 @@ import (
 	"google.golang.org/grpc"
 )
 
-// fewest calls of each goroutine: Seconds may be too short for large messages.
+// fewest is the minimum of calls of each goroutine: Seconds may be too short for large messages.
 const fewest = 2
 
-// load calls Method with Message in Repeat goroutines, each one call after the other, for about Seconds. Each answer must
-// have Size bytes at least.
+// load calls Method with Message in Repeat goroutines for about Seconds; each goroutine makes one call after the other.
+// Each answer must have at least Size bytes.
 func load(conn *grpc.ClientConn, r request) (response, error) {
 	latencies := make([][]time.Duration, r.Repeat)
 	errs := make([]error, r.Repeat)
@@ -26,7 +26,7 @@ func load(conn *grpc.ClientConn, r request) (response, error) {
 		go func() {
 			defer group.Done()
 			for n := 0; errs[i] == nil && (n < fewest || time.Now().Before(end)); n++ {
-				// A call that is never answered must end; what is measured takes milliseconds.
+				// An unanswered call must end; the measured calls take milliseconds.
 				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 				var out []byte
 				sent := time.Now()

@@ -1,6 +1,6 @@
-// The host of the tests and the benchmark: it starts a plugin with go-plugin, exactly as any Go program does, and does
-// with it what it is told on standard input, one JSON object a line; so it answers on standard output, in whatever order
-// it ends. Each answer has the seconds that it took.
+// The host of the tests and the benchmark. It starts a plugin with go-plugin, exactly as any Go program does. It reads
+// requests from standard input, one JSON object a line, and writes the answers to standard output in the order in which
+// they are ready. Each answer has the seconds that it took.
 //
 // It knows no service: requests and responses are bytes, which the tests and the benchmark encode and decode.
 package main
@@ -41,17 +41,17 @@ type config struct {
 	MinPort      uint      `json:"min_port"`
 	MaxPort      uint      `json:"max_port"`
 	AutoMTLS     bool      `json:"auto_mtls"`
-	Certificate  [2]string `json:"certificate"` // files of our certificate and key, for a plugin with a TLSProvider
+	Certificate  [2]string `json:"certificate"` // files of the host's certificate and key, for a plugin with a TLSProvider
 	Multiplex    bool      `json:"multiplex"`
-	Runner       bool      `json:"runner"`    // start it by a RunnerFunc, as a container runner does
-	Container    string    `json:"container"` // what the folder of the sockets, SHARED here, is called in there
+	Runner       bool      `json:"runner"`    // start the plugin by a RunnerFunc, as a container runner does
+	Container    string    `json:"container"` // the path in the container of the folder of sockets, which is SHARED here
 	Group        string    `json:"group"`
 	Reattach     *reattach `json:"reattach"`
 	StderrFile   string    `json:"stderr_file"`
 	NoStdio      bool      `json:"no_stdio"`      // never open the stdio stream
 	StartTimeout int       `json:"start_timeout"` // seconds
-	StallStdout  bool      `json:"stall_stdout"`  // stop reading it at the first output, until "resume"
-	Checksum     []byte    `json:"checksum"`      // SHA-256 of the file that is started; base64 in JSON
+	StallStdout  bool      `json:"stall_stdout"`  // stop reading stdout at the first output, until "resume"
+	Checksum     []byte    `json:"checksum"`      // SHA-256 of the plugin's file; base64 in JSON
 	NetRPC       bool      `json:"net_rpc"`       // want a plugin that speaks net/rpc
 }
 
@@ -78,7 +78,7 @@ type request struct {
 
 type response map[string]any
 
-// rawCodec leaves messages as the bytes that they are.
+// rawCodec passes messages on as bytes.
 type rawCodec struct{}
 
 func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
@@ -105,7 +105,7 @@ func (p *rawPlugin) GRPCClient(_ context.Context, b *plugin.GRPCBroker, c *grpc.
 	return &dispensed{c, b, p.version}, nil
 }
 
-// buffer collects what several goroutines write.
+// buffer collects the output of several goroutines.
 type buffer struct {
 	mu   sync.Mutex
 	data bytes.Buffer
@@ -135,7 +135,7 @@ type host struct {
 	resume              chan struct{}
 }
 
-// stallingWriter keeps its writer waiting until it is told to go on.
+// stallingWriter makes its writer wait until resume is closed.
 type stallingWriter struct {
 	buffer *buffer
 	resume chan struct{}
@@ -358,7 +358,7 @@ func (h *host) do(r request) (response, error) {
 		h.cancels[r.Stream]()
 		return nil, nil
 
-	case "accept": // serve under a brokered id: any method answers what it was asked, or fails with so long a text
+	case "accept": // serve under a brokered id: any method echoes its request, or fails with a text of Size bytes
 		go h.plugin.broker.AcceptAndServe(r.Broker, func(opts []grpc.ServerOption) *grpc.Server {
 			opts = append(opts, grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(echo(r.Size)),
 				grpc.MaxRecvMsgSize(1<<30), grpc.MaxSendMsgSize(1<<30))
@@ -369,12 +369,12 @@ func (h *host) do(r request) (response, error) {
 			return s
 		})
 		return nil, nil
-	case "stop": // what "accept" began
+	case "stop": // end a server of "accept"
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.servers[r.Broker].Stop()
 		return nil, nil
-	case "dial": // what the plugin serves under a brokered id
+	case "dial": // connect to the plugin's server under a brokered id
 		conn, err := h.plugin.broker.Dial(r.Broker)
 		if err != nil {
 			return nil, err
@@ -386,7 +386,7 @@ func (h *host) do(r request) (response, error) {
 	case "next_id":
 		return response{"broker": h.plugin.broker.NextId()}, nil
 
-	case "intrude": // as the stranger that Method names
+	case "intrude": // as the stranger in Method
 		return nil, intrude(r.Method, h.client.ReattachConfig().Addr)
 	case "certificate":
 		return certificate()

@@ -10,10 +10,10 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 )
 
-// cmdRunner is the least that a RunnerFunc can return: a process, and where its sockets are.
+// cmdRunner is the least that a RunnerFunc can return: a process and the folder of its sockets.
 type cmdRunner struct {
 	cmd            *exec.Cmd
-	here, there    string // the folder of the sockets, as the host and as the plugin call it
+	here, there    string // the folder of the sockets, as the host and as the plugin see it
 	stdout, stderr io.ReadCloser
 }
 

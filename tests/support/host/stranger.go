@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// strangers are callers that the plugin must refuse: they trust anybody, and hold no key of the host's.
+// strangers are callers that the plugin must refuse: they trust any server, but do not hold the host's key.
 var strangers = map[string]func(*tls.Config) error{
 	"no certificate": func(*tls.Config) error { return nil },
 	"P-256":          func(c *tls.Config) error { return addCertificate(c, elliptic.P256()) },
@@ -27,13 +27,13 @@ var strangers = map[string]func(*tls.Config) error{
 	"no TLS": nil,
 }
 
-// intrude begins HTTP/2 at the address, as that stranger; nil means that it was answered.
+// intrude begins HTTP/2 at the address, as that stranger. It returns nil if the plugin answers.
 func intrude(stranger string, address net.Addr) error {
 	prepare, ok := strangers[stranger]
 	if !ok {
 		return errors.New("no such stranger")
 	}
-	// By hand, since grpc would try again, and be refused again.
+	// Without grpc, which would only try again and be refused again.
 	connection, err := net.DialTimeout(address.Network(), address.String(), 5*time.Second)
 	if err != nil {
 		return err
@@ -50,7 +50,7 @@ func intrude(stranger string, address net.Addr) error {
 	if _, err := connection.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
 		return err
 	}
-	frame := make([]byte, 9) // its header
+	frame := make([]byte, 9) // the header of a frame
 	if _, err := io.ReadFull(connection, frame); err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func addCertificate(config *tls.Config, curve elliptic.Curve) error {
 	return err
 }
 
-// certificate makes one as go-plugin's hosts do, in PEM.
+// certificate makes a certificate as go-plugin's hosts do, in PEM.
 func certificate() (response, error) {
 	pair, err := selfSigned(elliptic.P521())
 	if err != nil {

@@ -1,4 +1,4 @@
-"""The plugin of go-plugin's bidirectional example on asyncio: its Put has the host do the adding."""
+"""The plugin of go-plugin's bidirectional example, on asyncio: Put has the host add the numbers."""
 
 import goplugin.aio
 
@@ -17,7 +17,7 @@ HANDSHAKE = goplugin.HandshakeConfig([1], "BASIC_PLUGIN", "hello")
 
 
 class CounterServicer(counter_pb2_grpc.CounterServicer):
-    """A method is `def`, and runs in a thread; the one that awaits the host is `async def`."""
+    """Get is `def` and runs in a thread; Put awaits the host and is `async def`."""
 
     def __init__(self, broker: goplugin.aio.Broker) -> None:
         self.broker = broker

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
-"""A provider with attributes and blocks of all kinds, in the place of provider.py of examples/terraform.
+"""A provider with attributes and blocks of all kinds, in place of provider.py in examples/terraform.
 
-What tf lacks is as README.md there says.
+Where tf lacks a feature, it does what README.md there advises.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""plugin.py with workers of multiprocessing: their functions must be importable, so they are here."""
+"""plugin.py with multiprocessing workers, whose functions are here because they must be importable."""
 
 import goplugin  # noqa: F401
 

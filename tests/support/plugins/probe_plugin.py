@@ -1,4 +1,4 @@
-"""A plugin whose service does what a test asks for: it prints, logs, raises, waits, starts children.
+"""A plugin whose service does what a test asks: it prints, logs, raises, waits, starts children.
 
 Its messages are JSON, so that it needs no .proto: /probe.Probe/METHOD.
 """
@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-# What breaks other plugins: output while the script is still being imported, by every way out.
+# Output of every kind during the import of the script; it would break other plugins.
 if "PROBE_NOISY" in os.environ:
     print("stray print at import")
     os.write(1, b"stray write to file descriptor 1\n")
@@ -48,7 +48,7 @@ if os.environ.get("PROBE_NOISY") == "json":
     sys.stdout.write("\n")
     sys.stderr.write('{"@message": 5}\n')
     atexit.register(print, '{"@message": 6}')
-if "PROBE_WRAPPED" in os.environ:  # as programs do that want another encoding, or colours
+if "PROBE_WRAPPED" in os.environ:  # as programs do for another encoding or for colours
     sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", write_through=True)
 if "PROBE_FAILS" in os.environ:
     raise RuntimeError("it fails at import")
@@ -62,7 +62,7 @@ ACTIONS = {module.__name__: module for module in (children, dials, handlers, on_
 
 
 class Probe:
-    """The methods; each takes and returns what JSON can express."""
+    """The methods; each takes and returns JSON values."""
 
     def __init__(self, plugin: Any) -> None:
         self.plugin = plugin
@@ -101,7 +101,7 @@ class Probe:
         thread.join()
 
     def hold_thread(self, argument: None, context: grpc.ServicerContext) -> None:
-        """Start a thread that Python waits for at its end, for an hour."""
+        """Start a thread that runs for an hour, and that Python waits for when it exits."""
         threading.Thread(target=time.sleep, args=(3600,), daemon=False).start()
 
     def write_fd(self, argument: list[Any], context: grpc.ServicerContext) -> None:
@@ -110,12 +110,12 @@ class Probe:
             os.write(fd, text.encode())
 
     def child(self, argument: list[str], context: grpc.ServicerContext) -> list[int]:
-        """Start a child that outlives us, its stderr elsewhere as README advises; returns its open descriptors."""
+        """Start a child that outlives the plugin, without its stderr as README advises. Returns its descriptors."""
         process = subprocess.Popen(
             [sys.executable, "-c", "import os, time; print(*os.listdir('/proc/self/fd'), flush=True); time.sleep(8)"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            close_fds=False,  # what is inheritable is inherited
+            close_fds=False,  # so it inherits what is inheritable
             text=True,
         )
         assert process.stdout
@@ -132,23 +132,23 @@ class Probe:
         return pid
 
     def pool(self, argument: None, context: grpc.ServicerContext) -> list[int]:
-        """What multiprocessing does with its children: it forks them, and ends them by SIGTERM."""
+        """Use a pool: multiprocessing forks its workers, and ends them by SIGTERM."""
         with multiprocessing.get_context("fork").Pool(2) as pool:
             return pool.map(abs, [-1, -2, -3])
 
     def fork_and_print(self, text: str, context: grpc.ServicerContext) -> int:
-        """A child by fork prints; its exit code."""
+        """Have a forked child print; returns its exit code."""
         child = multiprocessing.get_context("fork").Process(target=print, args=(text,))
         child.start()
         child.join(10)
         return -1 if child.exitcode is None else child.exitcode
 
     def dict_config(self, argument: None, context: grpc.ServicerContext) -> None:
-        """An ordinary configuration, which disables all loggers that there are."""
+        """Make an ordinary configuration, which disables all existing loggers."""
         logging.config.dictConfig({"version": 1})
 
     def log_to_stdout(self, argument: None, context: grpc.ServicerContext) -> None:
-        """Every record of the plugin's code is printed too."""
+        """Print every record of the plugin's code, too."""
         logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
 
     def unraisable(self, message: str, context: grpc.ServicerContext) -> None:
@@ -159,7 +159,7 @@ class Probe:
         Ends()
 
     def sigterm(self, argument: None, context: grpc.ServicerContext) -> None:
-        """SIGTERM as it may arrive: at a thread that is not the main one, which does not wake from it."""
+        """Send SIGTERM to a thread other than the main thread, which does not wake up then."""
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     def signal_of_child(self, argument: None, context: grpc.ServicerContext) -> int:
@@ -168,7 +168,7 @@ class Probe:
         return subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL).returncode
 
     def print(self, argument: list[Any], context: grpc.ServicerContext) -> None:
-        """[stream, text, times, threads]: each thread prints the text so often, with its number in front."""
+        """[stream, text, times, threads]: each thread prints the text so often, with its number for each #."""
         stream, text, times, threads = argument
 
         def run(number: int) -> None:
@@ -187,7 +187,7 @@ class Probe:
             sys.stdout.buffer.write(chunk)
 
     def memory(self, argument: None, context: grpc.ServicerContext) -> int:
-        """The most bytes that this process had resident so far."""
+        """The highest resident size of this process so far, in bytes."""
         if sys.platform == "win32":
             import psutil
 
@@ -202,7 +202,7 @@ class Probe:
         logging.getLogger("probe.module").log(level, message, extra=extra)
 
     def log_odd(self, case: str, context: grpc.ServicerContext) -> None:
-        """Records that a logger may be given all the same."""
+        """Log unusual records."""
         logger = logging.getLogger("probe.odd")
         circle: list[Any] = []
         circle.append(circle)
@@ -248,7 +248,7 @@ class Probe:
                 raise ValueError(case)
 
     def dial(self, argument: list[Any], context: grpc.ServicerContext) -> str:
-        """[id, text, size]: call what the host serves under the id; it answers what it is asked."""
+        """[id, text, size]: call the host's service under the id, which echoes requests."""
         service_id, text, size = argument
         with self.plugin.broker.dial(service_id) as channel:
             answer: bytes = channel.unary_unary("/any.Service/Method")((text * size).encode(), timeout=20)
@@ -259,7 +259,7 @@ class Probe:
         return service_id
 
     def accept(self, service_id: int, context: grpc.ServicerContext) -> None:
-        """Serve ourselves to the host under the id."""
+        """Serve this probe to the host under the id."""
         self.accepted[service_id] = self.plugin.broker.accept(service_id, lambda server: add_to_server(self, server))
 
     def accept_badly(self, service_id: int, context: grpc.ServicerContext) -> None:
@@ -349,10 +349,10 @@ def add_to_server(probe: Probe, server: Any) -> None:
         services += [("probe.Streams", streams(StreamsOnAsyncio(probe))), ("probe.Threads", streams(Streams(probe)))]
     else:
         services += [("probe.Streams", streams(Streams(probe)))]
-    # A service of its own for each app protocol version, as with go-plugin's VersionedPlugins.
+    # Each app protocol version has its own service, as with go-plugin's VersionedPlugins.
     services.append((f"probe.V{probe.plugin.version}", {"version": handlers["version"]}))
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*service) for service in services])
-    if "PROBE_ON_NATIVE" in os.environ:  # as code does that is generated by grpcio-tools 1.64 or newer
+    if "PROBE_ON_NATIVE" in os.environ:  # as the generated code of grpcio-tools 1.64 or newer does
         for service in services:
             server.add_registered_method_handlers(*service)
 
@@ -373,7 +373,7 @@ class ProbeOnAsyncio(Probe):
         super().write_fd(argument, context)
 
     async def act_in_the_loop(self, argument: list[Any], context: Any) -> Any:
-        """As act, with an `async def`."""
+        """As act, for an `async def`."""
         return await self.act(argument, context)
 
     async def block_the_loop(self, seconds: float, context: Any) -> None:
@@ -498,7 +498,7 @@ async def main_on_asyncio() -> None:
 
 
 def arguments() -> dict[str, Any]:
-    """What goplugin.Plugin is made with."""
+    """The arguments for goplugin.Plugin."""
     versions = [int(text) for text in os.environ.get("PROBE_VERSIONS", "1").split(",")]
     config = goplugin.HandshakeConfig(versions, "PROBE_COOKIE", "probe")
     files = os.environ.get("PROBE_TLS_FILES")

@@ -1,4 +1,4 @@
-"""The plugin at KV_PLUGIN, which stops, as by SIGSTOP, when it has written half of a long value."""
+"""Runs the plugin at KV_PLUGIN, and stops it by SIGSTOP when it has written half of a long value."""
 
 import builtins
 import io
@@ -20,7 +20,7 @@ class StopsMidway(io.FileIO):
         if len(data) < LONG:
             return super().write(data)
         half = super().write(memoryview(data)[: len(data) // 2])
-        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread, at once; and then all
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread stops at once, and then all others
         return half + super().write(memoryview(data)[half:])
 
 
@@ -28,6 +28,6 @@ def open_to_stop(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
     return StopsMidway(file, mode) if mode in ("wb", "xb") else really_open(file, mode, *args, **options)
 
 
-builtins.open = io.open = open_to_stop  # pathlib uses the second one
+builtins.open = io.open = open_to_stop  # pathlib uses io.open
 sys.path.insert(0, str(Path(os.environ["KV_PLUGIN"]).parent))
 runpy.run_path(os.environ["KV_PLUGIN"], run_name="__main__")

@@ -1,4 +1,4 @@
-"""plugin.py as an ordinary user, for whom permissions hold even where the tests run as root."""
+"""plugin.py as an ordinary user, so that permissions apply even if root runs the tests."""
 
 import plugin
 

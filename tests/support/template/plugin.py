@@ -1,4 +1,4 @@
-"""A plugin that greets, made of the one beside goplugin/."""
+"""A plugin that greets, made from the plugin.py beside goplugin/."""
 
 import goplugin
 

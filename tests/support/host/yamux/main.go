@@ -1,5 +1,5 @@
-// hashicorp/yamux as the other side of ours: it connects to a Unix socket, does what its arguments say, prints what came
-// of it, and exits. Usage: yamux client|server SOCKET exchange|flood|refuse|reset STREAMS SIZE
+// hashicorp/yamux as the peer of goplugin's yamux. It connects to a Unix socket, does what its arguments say, prints
+// the result, and exits. Usage: yamux client|server SOCKET exchange|flood|refuse|reset STREAMS SIZE
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 	}
 	check(err)
 	switch what {
-	case "exchange": // open streams and send on each; all must come back, then its end
+	case "exchange": // open streams and send on each; the data and then the end must come back
 		var wg sync.WaitGroup
 		for i := range streams {
 			stream, err := session.OpenStream()
@@ -55,7 +55,7 @@ func main() {
 		check(stream.SetWriteDeadline(time.Now().Add(time.Second)))
 		n, err := stream.Write(make([]byte, size))
 		fmt.Println(n, err)
-	case "refuse": // accept nothing, until the other side has opened too many, and says so on stdin
+	case "refuse": // accept nothing until the other side has opened too many, and says so on stdin
 		_, err := os.Stdin.Read(make([]byte, 1))
 		check(err)
 		for range streams {
@@ -75,7 +75,7 @@ func main() {
 	}
 }
 
-// exchange writes random bytes, closes its half, and compares what comes.
+// exchange writes random bytes, closes its half, and compares the answer.
 func exchange(stream *yamux.Stream, seed int64, size int) {
 	sent := sha256.New()
 	go func() {

@@ -1,8 +1,8 @@
-"""What tests have handlers of the probe plugin do: functions, which tests name and the plugin calls.
+"""Functions that tests have the probe plugin's handlers call.
 
-A test says probe.act(host, handlers.limit_threads, 6). The function's name, its arguments and what it returns travel as
-JSON. An `async def` runs in the event loop of a plugin on asyncio. Tests import these modules too, so these import
-nothing of the probe plugin.
+A test says probe.act(host, handlers.limit_threads, 6). The function's name, arguments and result travel as JSON. An
+`async def` runs in the event loop of a plugin on asyncio. Tests import these modules, too, so these modules import
+nothing from the probe plugin.
 """
 
 from dataclasses import dataclass
@@ -13,5 +13,5 @@ from typing import Any
 class Call:
     """The call in which an action runs. Each action takes it first, whether it needs it or not."""
 
-    plugin: Any  # goplugin.Plugin, or that of goplugin.aio
+    plugin: Any  # goplugin.Plugin or goplugin.aio.Plugin
     context: Any  # grpc's

@@ -1,6 +1,6 @@
-"""Children of the plugin, by fork, subprocess and multiprocessing: what they do, and what becomes of them.
+"""Children of the plugin by fork, subprocess and multiprocessing: what they do, and how they end.
 
-What a child by subprocess runs is text: it must not import what its parent imports.
+A child by subprocess runs a program from a string, so that it does not import its parent's modules.
 """
 
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def by(way: str, target: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process of multiprocessing, started. way: "fork", "spawn" or "forkserver"."""
+    """Start a process of multiprocessing. way: "fork", "spawn" or "forkserver"."""
     process: BaseProcess = getattr(multiprocessing.get_context(way), "Process")(target=target, args=arguments)  # noqa: B009
     process.start()
     return process
@@ -32,7 +32,7 @@ def by(way: str, target: Callable[..., object], *arguments: object) -> BaseProce
 
 
 def try_to_wait_for_any(call: Call) -> list[str]:
-    """What os.waitpid() and os.wait() say while the plugin has no child."""
+    """The results of os.waitpid() and os.wait() while the plugin has no child."""
     said = []
     for wait in (lambda: os.waitpid(-1, os.WNOHANG), os.wait):
         try:
@@ -43,7 +43,7 @@ def try_to_wait_for_any(call: Call) -> list[str]:
 
 
 def wait_for_any(call: Call) -> bool:
-    """Start a child and wait for any: whether it was that one."""
+    """Start a child and wait for any child. Returns whether it was the same."""
     process = subprocess.Popen(["true"])
     return os.wait()[0] == process.pid
 
@@ -76,7 +76,7 @@ BECOMES_SLEEP = "import os; os.write(1, b'\\n'); os.execvp('sleep', ['sleep', '6
 
 
 def start_one_that_becomes_sleep(call: Call) -> int:
-    """Its pid, when it is about to become a program that has never heard of the plugin."""
+    """The pid of a child that is about to become a program without any code of the plugin."""
     process = subprocess.Popen([sys.executable, "-c", BECOMES_SLEEP], stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
@@ -94,7 +94,7 @@ def run_one_that_writes_json(call: Call) -> None:
     subprocess.run([sys.executable, "-c", WRITES_JSON], check=True)
 
 
-# By the token, which only children of the plugin know, the companion tells frames from text.
+# Only children of the plugin know the token, by which the companion tells frames from text.
 TOKENS = {
     "no token": "b''",
     "wrong token": f"b'{'0123456789abcdef' * 2} '",
@@ -110,12 +110,12 @@ for _ in range(times):
 
 
 def run_one_that_writes_frames(call: Call, token: str, frames: list[str], times: int, size: int) -> None:
-    """A child writes the frames to stderr, so many times, and that many more bytes after each."""
+    """Have a child write the frames to stderr, `times` times, with `size` more bytes after each."""
     program = WRITES_FRAMES.replace("TOKEN", TOKENS[token])
     subprocess.run([sys.executable, "-c", program, json.dumps([frames, times, size])], check=True)
 
 
-# It writes 100 lines of 4,096 bytes. That named a makes the pipe non-blocking.
+# It writes 100 lines of 4,096 bytes. The child with the name a makes the pipe non-blocking.
 MAKES_NOISE = r"""
 import fcntl, os, select, sys
 if sys.argv[1] == "a": fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_NONBLOCK)
@@ -127,7 +127,7 @@ while lines:
 
 
 def log_while_three_make_noise(call: Call) -> list[int]:
-    """Log 100 records, longer than those lines, in each of two threads; the exit codes of the children."""
+    """Log 100 records, longer than those lines, in each of two threads. Returns the exit codes of the children."""
 
     def log(name: str) -> None:
         for _ in range(100):
@@ -146,7 +146,7 @@ def log_while_three_make_noise(call: Call) -> list[int]:
 
 
 def start_sleepers(call: Call, way: str) -> list[int]:
-    """Two workers, and before them a fork that has inherited what they know their parent by; the pids, its first."""
+    """Start two workers, then a fork that inherits their parent's descriptors. Returns the pids, the fork's first."""
     workers = [by(way, time.sleep, 3600) for _ in range(2)]
     pid = os.fork()
     if pid == 0:
@@ -161,7 +161,7 @@ def start_one_that_holds_the_gil(call: Call, way: str) -> int:
 
 
 def work_by_other_programs() -> None:
-    """A worker that starts two programs, and waits."""
+    """Start two programs in a worker, and wait."""
     for preexec_fn in (None, int):
         subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=preexec_fn)  # noqa: PLW1509
     logger.warning("the worker has started them")
@@ -176,7 +176,7 @@ def start_workers_that_start_programs(call: Call, ways: list[str]) -> list[int]:
 
 
 def fork_after_early(call: Call) -> int:
-    """Have early.py of test_lifetime.py send SIGTERM to a fork as soon as it is there; how it ended."""
+    """Fork; early.py of test_lifetime.py sends SIGTERM to the child at once. Returns how it ended."""
     os.environ["EARLY"] = "yes"
     pid = os.fork() or os._exit(0)
     return os.waitpid(pid, 0)[1]
@@ -196,7 +196,7 @@ ENDS: dict[str, Callable[[], object]] = {
 
 
 def fork_one_that_ends(call: Call, end: str) -> int | None:
-    """The exit code of a fork. What it returns or raises, it does in the handler."""
+    """The exit code of a fork, which returns or raises inside the handler."""
     pid = os.fork()
     if pid == 0:
         ENDS[end]()
@@ -205,7 +205,7 @@ def fork_one_that_ends(call: Call, end: str) -> int | None:
 
 
 def fork_one_with_a_socket(call: Call) -> list[object]:
-    """Its pid, and what it said by a socket that it shares with the plugin."""
+    """The fork's pid, and what it sent over a socket that it shares with the plugin."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -219,11 +219,11 @@ def fork_one_with_a_socket(call: Call) -> list[object]:
     return [pid, ours.recv(100).decode()]
 
 
-# Forks of a fork. The numbers that the host's pipes had in the plugin are those of other files there.
+# Forks of a fork. Other files have the descriptor numbers there that the host's pipes had in the plugin.
 
 
 def in_a_fork(work: Callable[[], object]) -> int:
-    """The exit code of a child that does it."""
+    """The exit code of a forked child that does the work."""
     process = by("fork", work)
     process.join(8)
     return -1 if process.exitcode is None else process.exitcode

@@ -1,4 +1,4 @@
-"""Dials of a plugin on threads, and what goes wrong with them."""
+"""Dials of a plugin on threads, and how they can fail."""
 
 import inspect
 import os

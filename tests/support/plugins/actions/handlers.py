@@ -85,7 +85,7 @@ def send_metadata_back(call: Call) -> None:
 
 
 def use_context(call: Call) -> threading.Event:
-    """Try what can be tried while the call is there; an event for its end."""
+    """Use the context's methods while the call lives. Returns an event for its end."""
     assert call.context.is_active()
     assert call.context.time_remaining() < 6
     assert dict(call.context.invocation_metadata())["user-agent"].startswith("grpc-go")
@@ -123,7 +123,7 @@ USES_AFTER_THE_END = {
 
 
 def use_after_the_end(call: Call, method: str) -> None:
-    """Call a method of a context whose call has ended; a file says that it was refused."""
+    """Call a method of a context whose call has ended. A file says that the context refused it."""
     use_context(call).wait(9)
     time.sleep(0.2)
     try:
@@ -136,7 +136,7 @@ def use_after_the_end(call: Call, method: str) -> None:
 
 
 def limit_threads(call: Call, number: int) -> None:
-    """Let handlers have so many threads."""
+    """Limit the threads of handlers to this number."""
     for name, value in call.plugin.server_arguments.items():
         if "pool" in name:
             value._max = number

@@ -1,4 +1,4 @@
-"""What handlers do in the event loop: `async def` all of them."""
+"""What handlers do in the event loop: each function is an `async def`."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,7 @@ async def set_code_and_raise(call: Call) -> None:
     raise ValueError("it broke")
 
 
-# Cancellation. Files say how far a handler came.
+# Cancellation. Files show how far a handler got.
 
 
 async def note_cancellation(call: Call) -> None:
@@ -102,7 +102,7 @@ async def clean_up_when_cancelled(call: Call) -> None:
 
 
 async def wait_for_dials(call: Call, number: int) -> list[str]:
-    """Dial so many ids that nobody serves: the kinds of what that raises."""
+    """Dial so many ids that nobody serves. Returns the types of the exceptions."""
     waits = [call.plugin.broker.dial(1000 + service_id) for service_id in range(number)]
     results = await asyncio.gather(*waits, return_exceptions=True)
     return sorted({type(result).__name__ for result in results})
@@ -148,7 +148,7 @@ CONNECTS = {"accept": accept_and_close, "dial": dial_and_close}
 
 
 async def connect_while_the_companion_is_stopped(call: Call, how: str, companion: int) -> float:
-    """For how long the event loop did nothing else meanwhile."""
+    """The longest time for which the event loop did nothing else meanwhile."""
     longest = 0.0
 
     async def tick() -> None:
@@ -176,5 +176,5 @@ async def print_hello(call: Call) -> None:
 
 
 async def fork(call: Call) -> int:
-    """The pid of a child, which returns from the handler too."""
+    """The pid of a child, which returns from the handler, too."""
     return os.fork()

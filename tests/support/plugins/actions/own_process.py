@@ -1,4 +1,4 @@
-"""What a handler does to its own process: descriptors, limits, exit handlers, garbage, and the end."""
+"""What a handler does to its own process: descriptors, limits, exit handlers, garbage, and its end."""
 
 import _thread
 import atexit
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def close_3_to_5(call: Call) -> None:
-    """An old habit of daemons."""
+    """Close them as old daemons did."""
     os.closerange(3, 6)
 
 
@@ -33,11 +33,11 @@ def close_all(call: Call) -> None:
 
 
 def close_pipes(call: Call) -> None:
-    """Close all pipes but stdin, stdout and stderr, and all pairs of sockets."""
+    """Close all socket pairs, and all pipes but stdin, stdout and stderr."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             is_pipe = os.readlink(f"/proc/self/fd/{name}").startswith("pipe:")
-            if not is_pipe:  # a pair of sockets has no names
+            if not is_pipe:  # the sockets of a pair have no names
                 with socket.socket(fileno=os.dup(int(name))) as pair:
                     is_pipe = pair.getsockname() == pair.getpeername() == ""
             if is_pipe and int(name) > 2:
@@ -74,7 +74,7 @@ def write_no_core_file(call: Call) -> None:
 
 
 def use_up_the_threads(call: Call) -> str:
-    """Let nobody start a thread any more; what Python says to who tries."""
+    """Use up the limit of threads. Returns Python's error for the next one."""
     import resource  # not on Windows
 
     os.setuid(65534)  # root has no such limit
@@ -87,7 +87,7 @@ def use_up_the_threads(call: Call) -> str:
 
 
 def hold_the_gil(call: Call) -> None:
-    """For as long as nobody ends the process: C code that looks for a match, and that no signal interrupts."""
+    """Hold it until the process is killed: C code searches for a match, and no signal interrupts it."""
     re.match(r"(a+)+$", "a" * 40 + "b")
 
 
@@ -105,12 +105,12 @@ def write_at_exit(call: Call) -> None:
 
 
 def write_in_a_thread_without_python_code(call: Call) -> None:
-    """As C libraries do that call a function of Python's."""
+    """Write as a C library that calls a Python function in its own thread."""
     _thread.start_new_thread(sys.stderr.write, ("some words\n",))
 
 
 class Garbage:
-    """It refers to itself, so that only a collection ends it; then it prints."""
+    """An object that refers to itself, so that only a collection frees it; then it prints."""
 
     def __init__(self) -> None:
         self.itself = self

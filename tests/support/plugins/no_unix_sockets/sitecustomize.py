@@ -1,4 +1,4 @@
-"""Takes Unix sockets away from Python, as on Windows: on PYTHONPATH, it runs at Python's start."""
+"""Removes Unix sockets from Python, as on Windows. On PYTHONPATH, this file runs when Python starts."""
 
 import socket
 
