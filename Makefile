@@ -2,7 +2,7 @@
 help:
 	@echo "make demo      run plugin.py with go-plugin's own example host"
 	@echo "make new       start a plugin of your own: make new DIR=../greeter [FROM=one of examples/]"
-	@echo "make test      run the tests, except the slow ones: up to 4 minutes"
+	@echo "make test      run the tests, except the slow ones: 3 minutes"
 	@echo "make test-all  run the slow tests, which make test leaves out"
 	@echo "make worlds    print which test runs in which world: threads, asyncio, AutoMTLS ...; TESTS=tests/plugin/test_kv.py"
 	@echo "make hosts     build the hosts for the tests of the examples, except Vault (HOSTS=vault): 7 minutes, once"

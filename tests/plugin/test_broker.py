@@ -170,6 +170,7 @@ def test_what_fails_to_accept_can_be_accepted(world: World) -> None:
 
 
 @pytest.mark.unmultiplexed("such a host sends no addresses; test_multiplex.py tests what it sends")
+@pytest.mark.slow
 def test_what_nobody_dialled_is_forgotten_and_said(world: World) -> None:
     host = probe.start(world)
     forgotten = probe.serve(host)

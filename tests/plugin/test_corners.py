@@ -200,6 +200,7 @@ MIB = 1 << 20
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries manage memory differently")
 @pytest.mark.plain_only("the companion does not keep messages")
 @pytest.mark.grpcio_only("pygrpc-native has its own allocator")
+@pytest.mark.slow
 def test_the_memory_of_many_large_messages_is_given_back(world: World) -> None:
     host = probe.start(world)
     plugin = world.plugin()

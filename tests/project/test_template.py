@@ -89,7 +89,9 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "new"
 
 
-@pytest.mark.parametrize("installed", [False, True], ids=["copied", "installed"])
+@pytest.mark.parametrize(
+    "installed", [pytest.param(False, id="copied", marks=pytest.mark.slow), pytest.param(True, id="installed")]
+)
 def test_each_command_works_in_a_new_folder(new: Path, tmp_path: Path, installed: bool) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
     (example,) = re.findall(
