@@ -120,4 +120,4 @@ fi
 
 # Wine has no Go, so build the host here; tests/conftest.py finds it.
 cd tests/support/host
-GOOS=windows GOARCH=amd64 go build -o ../../.windows/programs/host.exe .
+GOOS=windows GOARCH=amd64 go build -o ../../../.windows/programs/host.exe .
