@@ -143,6 +143,8 @@ class Plugin(PluginBase):
         await asyncio.shield(asyncio.wrap_future(self._left))
 
     def _leave(self, reason: str) -> None:
+        # On a busy machine, grpc.aio warns that it cuts the host's own streams. We log the plugin's calls that it cuts.
+        logging.getLogger("grpc._cython.cygrpc").setLevel(logging.ERROR)
         super()._leave(reason)
         if self._server:
             self._left.set_result(None)
