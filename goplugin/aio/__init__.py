@@ -143,7 +143,7 @@ class Plugin(PluginBase):
         await asyncio.shield(asyncio.wrap_future(self._left))
 
     def _leave(self, reason: str) -> None:
-        # On a busy machine, grpc.aio warns that it cuts the host's own streams. We log the plugin's calls that it cuts.
+        # grpc.aio warns if a stream, such as the broker's, is still in use just after the server has stopped.
         logging.getLogger("grpc._cython.cygrpc").setLevel(logging.ERROR)
         super()._leave(reason)
         if self._server:

@@ -74,21 +74,17 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
 
     def write(self, fd: int, data: bytes) -> None:
         """Keep bytes for the host, in one piece. Wait while LIMIT is reached; drop them if the host does not read."""
-        channel, thread = _CHANNELS[fd], threading.get_ident()
-        if self._lock.is_held() or thread in self._never_wait or thread in self._readers:
-            kept = self._keep(channel, data, LOOP_LIMIT)
-        else:
-            kept = self._keep(channel, data, self._limit()) or self._keep_later(channel, data)
-        if not kept:
+        channel = _CHANNELS[fd]
+        if not self._keep(channel, data) and not (self._limit() == LIMIT and self._keep_later(channel, data)):
             with self._lock:
                 self._dropped[channel] += len(data)
                 starts_dropping, self._dropping = not (self._dropping or self._closed), True
             if starts_dropping and not self._lock.is_held():  # a handler of logging may print, and wait for the lock
                 _log.warning("the host does not read what this plugin prints: dropped from now on")
 
-    def _keep(self, channel: Channel, data: bytes, limit: int) -> bool:
-        """Keep the bytes unless there is no room; whether there was."""
-        size = len(data)
+    def _keep(self, channel: Channel, data: bytes) -> bool:
+        """Keep the bytes if there is room. Return whether there was."""
+        size, limit = len(data), self._limit()  # it asks whether this thread already holds the lock
         with self._lock:
             if self._size >= limit or self._dropping or self._closed:
                 return False
@@ -103,14 +99,19 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
         return True
 
     def _limit(self) -> int:
-        """How many bytes to keep. While no host reads, the thread that prints may be the one that will serve it."""
-        return LIMIT if self._readers else LOOP_LIMIT
+        """Return how many bytes to keep: LIMIT if this thread may wait for more room, or LOOP_LIMIT.
+
+        While no host reads, this thread may be the one that is about to serve the host.
+        """
+        thread = threading.get_ident()
+        serves = not self._readers or thread in self._readers or thread in self._never_wait
+        return LOOP_LIMIT if serves or self._lock.is_held() else LIMIT
 
     def _keep_later(self, channel: Channel, data: bytes) -> bool:
-        """Wait for room as long as the host reads, and keep the bytes; whether there was room."""
+        """Wait for room as long as the host reads, then keep the bytes. Return False if it stopped reading."""
         with self._changes() as changes:
             read, left = self._read, PATIENCE
-            while not self._keep(channel, data, self._limit()):
+            while not self._keep(channel, data):
                 if self._dropping or self._closed or not self._readers:
                     return False
                 if read != self._read:
@@ -119,13 +120,13 @@ class Stdio(host_pb2_grpc.GRPCStdioServicer):
                     return False
                 start, longest = time.monotonic(), PATIENCE / 10
                 _got(changes, longest)
-                # No wait counts for more: if this process was stopped meanwhile, the host could not read either.
+                # While this process is stopped (SIGSTOP), the host can read nothing: that time must not count.
                 left -= min(time.monotonic() - start, longest)
         return True
 
     @contextlib.contextmanager
     def _changes(self) -> Iterator[queue.SimpleQueue[None]]:
-        """Yield a queue that gets an item at each change. Check the state after that, and then wait for an item."""
+        """Yield a queue that gets an item at each change. First check the state, then wait for an item."""
         changes = queue.SimpleQueue[None]()
         with self._lock:
             self._waiting.append(changes)

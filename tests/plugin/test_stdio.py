@@ -23,6 +23,14 @@ def stdio(host: Host) -> tuple[bytes, bytes]:
     return answer["stdout"], answer["stderr"]
 
 
+def start_to_stall(world: World) -> Host:
+    """Start a host that has read something, and stops reading at the first byte of stdout."""
+    host = probe.start(world, stall_stdout=True)
+    probe.do(host, Probe.print, ["stderr", "ready", 1, 1])
+    assert eventually(lambda: stdio(host)[1] == b"ready")
+    return host
+
+
 @pytest.mark.windows
 def test_both_streams_reach_the_host(world: World) -> None:
     host = probe.start(world)
@@ -77,7 +85,7 @@ def test_a_wrapped_stdout_still_reaches_the_host(world: World) -> None:
 
 def test_logging_that_prints_does_not_lock_up(world: World) -> None:
     """A logging handler prints, and printing may log that the host does not read, which the handler prints again."""
-    host = probe.start(world, stall_stdout=True)
+    host = start_to_stall(world)
     probe.do(host, Probe.log_to_stdout)
     calls = [
         host.begin("call", method="/probe.Probe/print_bytes", message=b"[1, 4000000]"),
@@ -102,7 +110,7 @@ def test_what_is_printed_just_before_shutdown_arrives(world: World) -> None:
 
 @pytest.mark.grpcio_only("pygrpc-native keeps more of the output")
 def test_a_host_that_does_not_read_blocks_nobody_for_good(world: World) -> None:
-    host = probe.start(world, stall_stdout=True)
+    host = start_to_stall(world)
     begin = time.monotonic()
     probe.do(host, Probe.print_bytes, [1, 8 * MB])
     assert 4 < time.monotonic() - begin < 12
@@ -132,12 +140,12 @@ def test_nothing_waits_for_a_host_that_never_asks_for_the_output(world: World) -
 
 
 def test_reading_again_ends_the_dropping(world: World) -> None:
-    host = probe.start(world, stall_stdout=True)
+    host = start_to_stall(world)
     probe.do(host, Probe.print_bytes, [1, 8 * MB])
     host.ask("resume")
     assert host.logged("bytes of stdout dropped")
-    probe.do(host, Probe.print, ["stderr", "read again", 1, 1])
-    assert eventually(lambda: stdio(host)[1] == b"read again")
+    probe.do(host, Probe.print, ["stderr", "; read again", 1, 1])
+    assert eventually(lambda: stdio(host)[1] == b"ready; read again")
 
 
 @pytest.mark.windows
